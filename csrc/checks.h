@@ -1,0 +1,165 @@
+// Host checks: the only place where a call is refused. Every message says the rule, then "but got" and the value.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <initializer_list>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include "geometry.h"
+#include "scalar.h"
+
+namespace unfoldconv {
+
+using torch::stable::Tensor;
+using Sizes = std::vector<int64_t>;
+
+// Concatenates anything that can be printed; a list of sizes prints as (a, b).
+template <class... Parts>
+std::string text(const Parts&... parts) {
+  std::ostringstream stream;
+  (stream << ... << parts);
+  return stream.str();
+}
+
+inline std::string text(const Sizes& sizes) {
+  std::string result = "(";
+  for (size_t i = 0; i < sizes.size(); ++i) result += (i ? ", " : "") + std::to_string(sizes[i]);
+  return result + (sizes.size() == 1 ? ",)" : ")");
+}
+
+template <class... Parts>
+void check(bool rule_holds, const Parts&... parts) {
+  if (!rule_holds) [[unlikely]]
+    refuse(text(parts...));
+}
+
+inline Sizes sizes_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return Sizes(sizes.begin(), sizes.end());
+}
+
+inline const char* name_of(const Tensor& tensor) { return torch::headeronly::toString(tensor.scalar_type()); }
+
+// The product of sizes, times the bytes of an element, which must fit 63 bits. Any number of factors may be zero.
+inline void check_bytes(const char* what, const Tensor& like, std::initializer_list<int64_t> factors) {
+  for (int64_t factor : factors)
+    if (factor == 0) return;
+  int64_t bytes = element_size(like.scalar_type());
+  bool overflow = false;
+  for (int64_t factor : factors) overflow |= __builtin_mul_overflow(bytes, factor, &bytes);
+  check(!overflow, what, " must take fewer than 2^63 bytes, but got ", text(Sizes(factors)), " elements");
+}
+
+// The arguments of a sliding window, as every op takes them: one number per spatial axis.
+struct Window {
+  const Sizes& kernel_size;
+  const Sizes& stride;
+  const Sizes& padding_low;
+  const Sizes& padding_high;
+  const Sizes& dilation;
+};
+
+inline int window_rank(const Window& window) {
+  const size_t rank = window.kernel_size.size();
+  check(rank >= 1 && rank <= 3, "kernel_size must have 1, 2 or 3 axes, but got ", rank);
+  const std::pair<const char*, const Sizes*> arguments[] = {{"stride", &window.stride},
+                                                            {"padding_low", &window.padding_low},
+                                                            {"padding_high", &window.padding_high},
+                                                            {"dilation", &window.dilation}};
+  for (const auto& [name, value] : arguments)
+    check(value->size() == rank, name, " must have one number per spatial axis (", rank, "), but got ", text(*value));
+  return static_cast<int>(rank);
+}
+
+// The geometry of a window over an image of the given spatial sizes.
+template <int Rank>
+Geometry<Rank> make_geometry(const int64_t* image, const Window& window) {
+  Geometry<Rank> geometry;
+  for (int axis = 0; axis < Rank; ++axis) {
+    const int64_t size = image[axis], kernel = window.kernel_size[axis], stride = window.stride[axis],
+                  low = window.padding_low[axis], high = window.padding_high[axis], dilation = window.dilation[axis];
+    check(size >= 0, "size must be non-negative, but got ", size, " along axis ", axis);
+    check(kernel > 0, "kernel_size must be positive (greater than zero), but got ", text(window.kernel_size));
+    check(stride > 0, "stride must be positive (greater than zero; non-positive stride is not supported), but got ",
+          text(window.stride));
+    check(dilation > 0, "dilation must be positive (greater than zero), but got ", text(window.dilation));
+    check(low >= 0 && high >= 0, "padding must be non-negative (negative padding is not supported), but got low ",
+          text(window.padding_low), " and high ", text(window.padding_high));
+    int64_t span, padded;
+    check(!__builtin_mul_overflow(kernel - 1, dilation, &span) && !__builtin_add_overflow(span, 1, &span),
+          "the kernel's span must fit 63 bits, but got kernel_size=", kernel, " with dilation=", dilation);
+    check(!__builtin_add_overflow(size, low, &padded) && !__builtin_add_overflow(padded, high, &padded),
+          "the padded size must fit 63 bits, but got ", size, " + ", low, " + ", high);
+    check(span <= padded, "kernel must fit into the padded input (the output would be empty), but got span ", span,
+          " (kernel_size=", kernel, ", dilation=", dilation, ") for ", size, " + ", low, " + ", high, " = ", padded,
+          " elements along axis ", axis, ". Kernel size can't be greater than actual input size");
+    check(padded <= INT64_MAX - stride, "stride must leave positions that fit 63 bits, but got ", stride);
+    geometry.image[axis] = size;
+    geometry.positions[axis] = (padded - span) / stride + 1;
+    geometry.kernel[axis] = kernel;
+    geometry.stride[axis] = stride;
+    geometry.dilation[axis] = dilation;
+    geometry.padding_low[axis] = low;
+  }
+  int64_t taps = 1, positions = 1;
+  for (int axis = 0; axis < Rank; ++axis)
+    check(!__builtin_mul_overflow(taps, geometry.kernel[axis], &taps) &&
+              !__builtin_mul_overflow(positions, geometry.positions[axis], &positions),
+          "taps and positions must fit 63 bits, but got kernel_size ", text(window.kernel_size));
+  return geometry;
+}
+
+inline void check_plain_dtype(const char* name, const Tensor& tensor) {
+  check(element_size(tensor.scalar_type()) > 0, name, " must be of a plain number dtype, but got ", name_of(tensor));
+}
+
+inline void check_dim(const char* name, const Tensor& tensor, int64_t dim, const char* shape) {
+  check(tensor.dim() == dim, name, " must have ", dim, " dimensions ", shape, ", but got shape ",
+        text(sizes_of(tensor)));
+}
+
+// torch's own words for the mistakes that its users know.
+inline void check_same_kind(const char* first_name, const Tensor& first, const char* second_name,
+                            const Tensor& second) {
+  check(first.device() == second.device(), first_name, " and ", second_name,
+        " must be on the same device (expected all tensors to be on the same device), but got ",
+        first.is_cuda() ? "cuda" : "cpu", " and ", second.is_cuda() ? "cuda" : "cpu");
+  check(first.scalar_type() == second.scalar_type(), first_name, " type (", name_of(first), ") and ", second_name,
+        " type (", name_of(second), ") should be the same, but got two dtypes");
+}
+
+inline bool can_convolve(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Half:
+    case ScalarType::BFloat16:
+    case ScalarType::Float:
+    case ScalarType::Double:
+    case ScalarType::ComplexFloat:
+    case ScalarType::ComplexDouble:
+    case ScalarType::Byte:
+    case ScalarType::Char:
+    case ScalarType::Short:
+    case ScalarType::Int:
+    case ScalarType::Long: return true;
+    default: return false;
+  }
+}
+
+// Groups must divide both channel counts; `name` and `axis` say where the number of channels was read.
+inline void check_groups(const char* name, int64_t channels, int64_t groups) {
+  check(groups > 0, "groups must be positive (non-positive groups is not supported), but got ", groups);
+  check(channels % groups == 0, name, " must be divisible by groups (", groups, "), but got ", channels);
+}
+
+inline void check_bias(const std::optional<Tensor>& bias, const Tensor& input, int64_t channels) {
+  if (!bias) return;
+  check(bias->dim() == 1 && bias->size(0) == channels, "bias must be 1-dimensional with ", channels,
+        " elements (expected bias to be 1-dimensional with ", channels, " elements), but got shape ",
+        text(sizes_of(*bias)));
+  check_same_kind("Input", input, "bias", *bias);
+}
+
+}  // namespace unfoldconv

@@ -1,0 +1,338 @@
+// The convolutions on the columns engine: bounded chunks of im2col and torch's GEMM, once for all devices.
+//
+//   conv              y_g  = W_g U_g           U = im2col(input), [C * taps, positions] per group
+//   conv_input_grad   the same over grad_output, phase by phase (phases.h), with the taps reversed
+//   conv_weight_grad  dW_g = sum_n dy_g U_g^T
+//
+// 16-bit floats are widened as they are gathered, so every sum runs in float and is rounded once. A chunk is a range of
+// positions of one image and group, or several groups, or (CUDA) several images where whole ones fit. On the CPU chunks
+// are the tasks of a parallel loop; their sizes follow from the problem and the workspace limit alone, never from the
+// number of threads, so neither do the results.
+#include "convolution.h"
+
+#include "columns.h"
+#include "matmul.h"
+#include "phases.h"
+#include "workspace.h"
+
+namespace unfoldconv {
+namespace {
+
+constexpr int64_t kAlignment = 64;        // bytes; where each buffer of a workspace starts
+constexpr int64_t kTasksPerProblem = 8;   // a CPU problem is cut into at least about this many tasks
+constexpr int64_t kMinPositions = 128;    // fewer columns than this make a poor matrix product
+constexpr int64_t kLongestRun = 64;       // residues of an axis that share a product (phases.h)
+constexpr int64_t kSerialFlops = 500000;  // below this a second thread costs more than it brings
+
+ScalarType compute_dtype(ScalarType dtype) { return is_16bit_float(dtype) ? ScalarType::Float : dtype; }
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlignment) * kAlignment; }
+
+// Planes of a tensor in memory.
+template <int Rank>
+struct Planes {
+  char* data;
+  ScalarType dtype;
+  PlaneLayout<Rank> layout;
+
+  Planes at(int64_t outer, int64_t middle, int64_t inner = 0) const {
+    const auto& s = layout.stride;
+    return shifted(outer * s[0] + middle * s[1] + inner * s[2]);
+  }
+  Planes shifted(int64_t elements) const { return {data + elements * element_size(dtype), dtype, layout}; }
+  Planes counted(int64_t outer, int64_t middle, int64_t inner) const {
+    Planes result = *this;
+    result.layout.count[0] = outer, result.layout.count[1] = middle, result.layout.count[2] = inner;
+    return result;
+  }
+};
+
+// A tensor [batch, channels, *sizes] as planes (batch, group, channel of the group).
+template <int Rank>
+Planes<Rank> planes_of(const Tensor& tensor, int64_t groups) {
+  const int64_t channels = tensor.size(1) / groups;
+  Planes<Rank> planes{
+      static_cast<char*>(tensor.data_ptr()),
+      tensor.scalar_type(),
+      {{tensor.size(0), groups, channels}, {tensor.stride(0), channels * tensor.stride(1), tensor.stride(1)}, {}}};
+  for (int axis = 0; axis < Rank; ++axis) planes.layout.axis_stride[axis] = tensor.stride(2 + axis);
+  return planes;
+}
+
+// A weight [out, in, *kernel] as planes (group, out of the group, in), and with `swap` as (group, in, out of the
+// group).
+template <int Rank>
+Planes<Rank> weight_planes(const Tensor& weight, int64_t groups, bool swap) {
+  const int64_t outputs = weight.size(0) / groups, inputs = weight.size(1);
+  const int64_t out = weight.stride(0), in = weight.stride(1);
+  Planes<Rank> planes = planes_of<Rank>(weight, 1);
+  if (swap)
+    planes.layout = {{groups, inputs, outputs}, {outputs * out, in, out}, {}};
+  else
+    planes.layout = {{groups, outputs, inputs}, {outputs * out, out, in}, {}};
+  for (int axis = 0; axis < Rank; ++axis) planes.layout.axis_stride[axis] = weight.stride(2 + axis);
+  return planes;
+}
+
+Tensor allocate(int64_t bytes, const Tensor& like) {
+  return torch::stable::new_empty(like, {std::max<int64_t>(bytes, 1)}, ScalarType::Byte);
+}
+
+// Writes planes to `packed` [planes, prod(sizes)], row-major and in the compute dtype: im2col at a single position.
+template <int Rank>
+void pack(const Place& place, const Planes<Rank>& planes, const int64_t (&sizes)[Rank], void* packed) {
+  Geometry<Rank> geometry{};
+  for (int axis = 0; axis < Rank; ++axis) {
+    geometry.image[axis] = geometry.kernel[axis] = sizes[axis];
+    geometry.positions[axis] = geometry.stride[axis] = geometry.dilation[axis] = 1;
+  }
+  im2col<Rank>(place, planes.data, planes.dtype, planes.layout, geometry, {0, 1}, packed, compute_dtype(planes.dtype));
+}
+
+// Runs body(task, workspace) for every task, each thread with a workspace of its own.
+template <class Body>
+void run_tasks(const Place& place, int64_t tasks, bool serial, int64_t workspace_bytes, const Tensor& like,
+               const Body& body) {
+  const auto run = [&](int64_t begin, int64_t end) {
+    const Tensor workspace = allocate(workspace_bytes, like);
+    for (int64_t task = begin; task < end; ++task) body(task, static_cast<char*>(workspace.data_ptr()));
+  };
+  if (place.cuda || serial || tasks == 1)
+    run(0, tasks);
+  else
+    torch::stable::parallel_for(0, tasks, 1, run);
+}
+
+int64_t limit_of(const Place& place) { return place.cuda ? workspace_limit().cuda : workspace_limit().cpu; }
+
+// How many of `total` items, each of `bytes`, form a chunk: as many as the limit holds, at least one, and on the CPU
+// few enough that there are tasks for several threads (but not fewer than `minimum` for that reason).
+int64_t chunk_of(const Place& place, int64_t total, int64_t bytes, int64_t minimum) {
+  int64_t chunk = std::max<int64_t>(1, limit_of(place) / std::max<int64_t>(1, bytes));
+  if (!place.cuda) chunk = std::min(chunk, std::max(minimum, ceil_div(total, kTasksPerProblem)));
+  return std::min(chunk, total);
+}
+
+// output[n, g, m, p] = sum_r weight[g, f, m, r] columns[n, g, r, p] (+ bias[g, m]) for each of the `outputs` f; weight
+// is packed as [groups, outputs.size(), M, C * taps]. The outputs are views of one layout.
+template <int Rank>
+void correlate(const Place& place, const Tensor& like, const Planes<Rank>& image, const Geometry<Rank>& geometry,
+               const char* weight, const char* bias, const std::vector<Planes<Rank>>& outputs) {
+  const auto& layout = outputs[0].layout;
+  const int64_t batch = layout.count[0], groups = layout.count[1], rows = layout.count[2];
+  const int64_t channels = image.layout.count[2];
+  const int64_t depth = channels * geometry.tap_numel(), positions = geometry.position_numel();
+  const int64_t variants = static_cast<int64_t>(outputs.size());
+  if (batch * groups * rows * positions == 0) return;
+
+  const ScalarType dtype = compute_dtype(image.dtype);
+  const int64_t size = element_size(dtype);
+  const int64_t column_bytes = (depth + variants * rows) * size;
+  const int64_t chunk = chunk_of(place, positions, column_bytes, kMinPositions);
+  int64_t chunk_groups = 1, chunk_batch = 1;
+  if (chunk == positions && variants == 1) {
+    chunk_groups = chunk_of(place, groups, chunk * column_bytes, 1);
+    if (chunk_groups == 1 && place.cuda) chunk_batch = chunk_of(place, batch, chunk * column_bytes, 1);
+  }
+  const int64_t chunk_planes = chunk_groups * chunk_batch;
+  const int64_t column_buffer = aligned(chunk_planes * depth * chunk * size);
+  const int64_t product_buffer = aligned(chunk_planes * variants * rows * chunk * size);
+  const int64_t position_chunks = ceil_div(positions, chunk), group_chunks = ceil_div(groups, chunk_groups);
+  const int64_t tasks = ceil_div(batch, chunk_batch) * group_chunks * position_chunks;
+  const bool serial = 2. * batch * groups * variants * rows * depth * positions < kSerialFlops;
+  const torch::stable::Device device = like.device();
+
+  run_tasks(place, tasks, serial, column_buffer + product_buffer, like, [&](int64_t task, char* workspace) {
+    const PositionRange range{task % position_chunks * chunk,
+                              std::min(chunk, positions - task % position_chunks * chunk)};
+    const int64_t group = task / position_chunks % group_chunks * chunk_groups;
+    const int64_t first = task / position_chunks / group_chunks * chunk_batch;
+    const int64_t n = std::min(chunk_batch, batch - first), g = std::min(chunk_groups, groups - group);
+    char* product = workspace + column_buffer;
+
+    const Planes<Rank> part = image.at(first, group).counted(n, g, channels);
+    im2col<Rank>(place, part.data, part.dtype, part.layout, geometry, range, workspace, dtype);
+    // product [variants * rows, range.count] = weight [variants * rows, depth] @ columns [depth, range.count]
+    Matrices left = row_major(weight + group * variants * rows * depth * size, variants * rows, depth);
+    if (n > 1) left.batch_stride = 0;  // one weight for every image
+    multiply(n * g, left, row_major(workspace, depth, range.count), product, dtype, device);
+    for (int64_t variant = 0; variant < variants; ++variant) {
+      const Planes<Rank> target = outputs[variant].at(first, group).counted(n, g, rows);
+      store<Rank>(place, product + variant * rows * range.count * size, dtype,
+                  bias ? bias + group * rows * element_size(target.dtype) : nullptr, range, geometry.positions,
+                  target.layout, target.data, target.dtype);
+    }
+  });
+}
+
+const char* bias_data(const Bias& bias) { return bias ? static_cast<const char*>(bias->data_ptr()) : nullptr; }
+
+}  // namespace
+
+template <int Rank>
+void conv(const Place& place, const Tensor& input, const Tensor& weight, const Bias& bias,
+          const Geometry<Rank>& geometry, int64_t groups, Tensor& output) {
+  const Planes<Rank> planes = weight_planes<Rank>(weight, groups, /*swap=*/false);
+  const Tensor packed = allocate(weight.numel() * element_size(compute_dtype(planes.dtype)), input);
+  pack<Rank>(place, planes, geometry.kernel, packed.data_ptr());
+  correlate<Rank>(place, input, planes_of<Rank>(input, groups), geometry, static_cast<char*>(packed.data_ptr()),
+                  bias_data(bias), {planes_of<Rank>(output, groups)});
+}
+
+template <int Rank>
+void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor& weight, const Bias& bias,
+                     const Geometry<Rank>& geometry, int64_t groups, Tensor& grad_input) {
+  const Planes<Rank> output = planes_of<Rank>(grad_output, groups), input = planes_of<Rank>(grad_input, groups);
+  const Planes<Rank> weights = weight_planes<Rank>(weight, groups, /*swap=*/true);
+  const int64_t rows = input.layout.count[2], depth_planes = output.layout.count[2];
+  const int64_t size = element_size(compute_dtype(weights.dtype));
+
+  // Residues share a product as long as it leaves a chunk room for enough positions.
+  int64_t longest_run = 1;
+  const auto fits = [&](int64_t run) {
+    int64_t bytes = rows * size * kMinPositions;
+    for (int axis = 0; axis < Rank; ++axis) bytes *= run;
+    return bytes <= limit_of(place);
+  };
+  while (longest_run < kLongestRun && fits(longest_run + 1)) ++longest_run;
+
+  std::vector<AxisPhase> axes[Rank];
+  int64_t combinations[Rank];
+  for (int axis = 0; axis < Rank; ++axis) {
+    axes[axis] = axis_phases(geometry.image[axis], geometry.kernel[axis], geometry.stride[axis],
+                             geometry.dilation[axis], geometry.padding_low[axis], longest_run);
+    combinations[axis] = static_cast<int64_t>(axes[axis].size());
+  }
+  for (int64_t flat = 0; flat < Geometry<Rank>::product(combinations); ++flat) {
+    int64_t chosen[Rank], runs[Rank];
+    unravel<Rank>(flat, combinations, chosen);
+    // The correlation over grad_output that gives the phase, and the phase's part of the weight and of the result.
+    Geometry<Rank> phase{};
+    Planes<Rank> taps = weights, target = input;
+    for (int axis = 0; axis < Rank; ++axis) {
+      const AxisPhase& a = axes[axis][chosen[axis]];
+      runs[axis] = a.run;
+      phase.image[axis] = geometry.positions[axis];
+      phase.positions[axis] = a.count;
+      phase.kernel[axis] = a.taps;
+      phase.stride[axis] = 1;
+      phase.dilation[axis] = a.dilation;
+      phase.padding_low[axis] = a.padding_low;
+      taps = taps.shifted(a.tap * weights.layout.axis_stride[axis]);
+      taps.layout.axis_stride[axis] *= -a.tap_step;
+      target = target.shifted(a.first * input.layout.axis_stride[axis]);
+      target.layout.axis_stride[axis] *= geometry.stride[axis];
+    }
+    const int64_t variants = Geometry<Rank>::product(runs);
+    const int64_t variant_bytes = rows * depth_planes * phase.tap_numel() * size;
+    const Tensor packed = allocate(groups * variants * variant_bytes, grad_output);
+    char* packed_data = static_cast<char*>(packed.data_ptr());
+    std::vector<Planes<Rank>> targets;
+    for (int64_t variant = 0; variant < variants; ++variant) {
+      int64_t shift[Rank], weight_shift = 0, target_shift = 0;
+      unravel<Rank>(variant, runs, shift);
+      for (int axis = 0; axis < Rank; ++axis) {
+        weight_shift += shift[axis] * weights.layout.axis_stride[axis];
+        target_shift += shift[axis] * input.layout.axis_stride[axis];
+      }
+      targets.push_back(target.shifted(target_shift));
+      const Planes<Rank> from = taps.shifted(weight_shift);
+      if (variants == 1)
+        pack<Rank>(place, from, phase.kernel, packed_data);
+      else
+        for (int64_t group = 0; group < groups; ++group)
+          pack<Rank>(place, from.at(group, 0).counted(1, rows, depth_planes), phase.kernel,
+                     packed_data + (group * variants + variant) * variant_bytes);
+    }
+    correlate<Rank>(place, grad_output, output, phase, packed_data, bias_data(bias), targets);
+  }
+}
+
+template <int Rank>
+void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tensor& input,
+                      const Geometry<Rank>& geometry, int64_t groups, Tensor& grad_weight) {
+  const Planes<Rank> output = planes_of<Rank>(grad_output, groups), image = planes_of<Rank>(input, groups);
+  const int64_t batch = image.layout.count[0], rows = output.layout.count[2], channels = image.layout.count[2];
+  const int64_t taps = geometry.tap_numel(), positions = geometry.position_numel();
+  const ScalarType dtype = compute_dtype(image.dtype);
+  const int64_t size = element_size(dtype);
+  const int64_t row_stride = channels * taps;  // of grad_weight, contiguous
+
+  // A task owns grad_weight[groups g.., rows r.., channels c.., taps] and adds up every image and chunk of positions in
+  // order. Half of the limit holds the two operands of a product, a quarter each the product and its sum.
+  const int64_t limit = limit_of(place);
+  const int64_t block_rows = std::clamp<int64_t>(limit / 4 / (taps * size), 1, std::max<int64_t>(1, rows));
+  const int64_t block_limit = std::max<int64_t>(1, limit / 4 / (block_rows * taps * size));
+  int64_t block_channels = std::min(channels, block_limit), block_groups = 1;
+  if (!place.cuda)
+    block_channels = std::min(block_channels, std::max<int64_t>(1, ceil_div(channels * groups, kTasksPerProblem)));
+  if (block_channels == channels && block_rows == rows) {
+    block_groups = std::min(groups, std::max<int64_t>(1, block_limit / std::max<int64_t>(1, channels)));
+    if (!place.cuda) block_groups = std::min(block_groups, ceil_div(groups, kTasksPerProblem));
+  }
+  const int64_t depth = block_channels * taps;
+  const int64_t chunk = std::clamp<int64_t>(
+      limit / 2 / std::max<int64_t>(1, block_groups * (depth + block_rows) * size), 1, std::max<int64_t>(1, positions));
+  const int64_t column_buffer = aligned(block_groups * depth * chunk * size);
+  const int64_t grad_buffer = aligned(block_groups * block_rows * chunk * size);
+  const int64_t sum_buffer = aligned(block_groups * block_rows * depth * size);
+  const int64_t row_blocks = ceil_div(rows, block_rows), channel_blocks = ceil_div(channels, block_channels);
+  const int64_t group_blocks = ceil_div(groups, block_groups);
+  const bool serial = 2. * batch * groups * rows * row_stride * positions < kSerialFlops;
+  const torch::stable::Device device = input.device();
+  Geometry<Rank> pointwise{};  // im2col by it reads grad_output itself
+  for (int axis = 0; axis < Rank; ++axis) {
+    pointwise.image[axis] = pointwise.positions[axis] = geometry.positions[axis];
+    pointwise.kernel[axis] = pointwise.stride[axis] = pointwise.dilation[axis] = 1;
+  }
+
+  run_tasks(
+      place, group_blocks * channel_blocks * row_blocks, serial, column_buffer + grad_buffer + 2 * sum_buffer, input,
+      [&](int64_t task, char* columns) {
+        char* grads = columns + column_buffer;
+        char* product = grads + grad_buffer;
+        char* sum = product + sum_buffer;
+        const int64_t row = task % row_blocks * block_rows;
+        const int64_t channel = task / row_blocks % channel_blocks * block_channels;
+        const int64_t group = task / row_blocks / channel_blocks * block_groups;
+        const int64_t r = std::min(block_rows, rows - row), c = std::min(block_channels, channels - channel);
+        const int64_t g = std::min(block_groups, groups - group);
+        const int64_t block_numel = g * r * c * taps;
+        bool empty = true;
+        for (int64_t n = 0; n < batch; ++n) {
+          const Planes<Rank> image_part = image.at(n, group, channel).counted(1, g, c);
+          const Planes<Rank> grad_part = output.at(n, group, row).counted(1, g, r);
+          for (int64_t first = 0; first < positions; first += chunk) {
+            const PositionRange range{first, std::min(chunk, positions - first)};
+            im2col<Rank>(place, image_part.data, image_part.dtype, image_part.layout, geometry, range, columns, dtype);
+            im2col<Rank>(place, grad_part.data, grad_part.dtype, grad_part.layout, pointwise, range, grads, dtype);
+            // product [r, c * taps] = grad_output [r, range.count] @ columns^T [range.count, c * taps]
+            multiply(g, row_major(grads, r, range.count), transposed(row_major(columns, c * taps, range.count)),
+                     empty ? sum : product, dtype, device);
+            if (!empty)
+              store<1>(place, product, dtype, nullptr, {0, block_numel}, {block_numel}, {{1, 1, 1}, {0, 0, 0}, {1}},
+                       sum, dtype, /*accumulate=*/true);
+            empty = false;
+          }
+        }
+        char* target = static_cast<char*>(grad_weight.data_ptr()) +
+                       ((group * rows + row) * row_stride + channel * taps) * element_size(grad_weight.scalar_type());
+        store<1>(place, sum, dtype, nullptr, {0, c * taps}, {c * taps},
+                 {{1, g, r}, {0, rows * row_stride, row_stride}, {1}}, target, grad_weight.scalar_type());
+      });
+}
+
+#define UNFOLDCONV_INSTANTIATE(RANK)                                                                                  \
+  template void conv<RANK>(const Place&, const Tensor&, const Tensor&, const Bias&, const Geometry<RANK>&, int64_t,   \
+                           Tensor&);                                                                                  \
+  template void conv_input_grad<RANK>(const Place&, const Tensor&, const Tensor&, const Bias&, const Geometry<RANK>&, \
+                                      int64_t, Tensor&);                                                              \
+  template void conv_weight_grad<RANK>(const Place&, const Tensor&, const Tensor&, const Geometry<RANK>&, int64_t,    \
+                                       Tensor&);
+UNFOLDCONV_INSTANTIATE(1)
+UNFOLDCONV_INSTANTIATE(2)
+UNFOLDCONV_INSTANTIATE(3)
+
+}  // namespace unfoldconv

@@ -1,0 +1,283 @@
+// Every op of the library: its schema, its checks in order, its result, and the call of the code that fills it.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <optional>
+
+#include "checks.h"
+#include "columns.h"
+#include "convolution.h"
+#include "place.h"
+#include "workspace.h"
+
+#ifndef UNFOLDCONV_NAMESPACE
+#define UNFOLDCONV_NAMESPACE unfoldconv
+#endif
+
+namespace unfoldconv {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::stable::accelerator::DeviceGuard;
+
+// Calls f(std::integral_constant<int, rank>{}).
+template <class F>
+auto with_rank(int rank, F&& f) {
+  if (rank == 1) return f(std::integral_constant<int, 1>{});
+  if (rank == 2) return f(std::integral_constant<int, 2>{});
+  return f(std::integral_constant<int, 3>{});
+}
+
+std::optional<DeviceGuard> guard(const Tensor& tensor) {
+  if (!tensor.is_cuda()) return std::nullopt;
+  return std::optional<DeviceGuard>(std::in_place, tensor.get_device_index());
+}
+
+// Whether torch would call the strides channels_last (`suggest_memory_format`): channels innermost, the batch
+// outermost, and not contiguous as well.
+bool is_channels_last(const Tensor& tensor) {
+  const int64_t dim = tensor.dim();
+  if (dim < 4 || tensor.stride(1) == 0) return false;
+  int64_t least = 0;
+  const auto fits = [&](int64_t d) {
+    if (tensor.size(d) == 0 || tensor.stride(d) < least || (d == 0 && least == tensor.stride(1))) return false;
+    least = tensor.stride(d) * std::max<int64_t>(1, tensor.size(d));
+    return true;
+  };
+  if (!fits(1)) return false;
+  for (int64_t d = dim - 1; d >= 2; --d)
+    if (!fits(d)) return false;
+  return fits(0);
+}
+
+// A convolution's result has the memory format that torch's own op returns: channels_last if one of the operands is,
+// except where torch has no such path (3-D in float64 and the integers; float64 on CUDA).
+Tensor empty_result(const Sizes& sizes, const Tensor& first, const Tensor& second) {
+  const ScalarType dtype = first.scalar_type();
+  bool channels_last = is_channels_last(first) || is_channels_last(second);
+  const bool has_3d = is_16bit_float(dtype) || dtype == ScalarType::Float || dtype == ScalarType::ComplexFloat ||
+                      dtype == ScalarType::ComplexDouble;
+  if (sizes.size() == 5 && !has_3d) channels_last = false;
+  if (first.is_cuda() && dtype == ScalarType::Double) channels_last = false;
+  const MemoryFormat format = !channels_last      ? MemoryFormat::Contiguous
+                              : sizes.size() == 4 ? MemoryFormat::ChannelsLast
+                                                  : MemoryFormat::ChannelsLast3d;
+  return torch::stable::empty(sizes, dtype, std::nullopt, first.device(), std::nullopt, format);
+}
+
+template <int Rank>
+Sizes with_axes(int64_t batch, int64_t channels, const int64_t (&axes)[Rank]) {
+  Sizes sizes{batch, channels};
+  sizes.insert(sizes.end(), axes, axes + Rank);
+  return sizes;
+}
+
+Tensor im2col_op(const Tensor& input, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding_low,
+                 const Sizes& padding_high, const Sizes& dilation) {
+  const Window window{kernel_size, stride, padding_low, padding_high, dilation};
+  return with_rank(window_rank(window), [&](auto rank_constant) {
+    constexpr int Rank = decltype(rank_constant)::value;
+    check_dim("input", input, Rank + 2, "(batch, channels, *size)");
+    check_plain_dtype("input", input);
+    const auto geometry = make_geometry<Rank>(input.sizes().data() + 2, window);
+    const int64_t batch = input.size(0), channels = input.size(1);
+    const int64_t taps = geometry.tap_numel(), positions = geometry.position_numel();
+    check_bytes("columns", input, {batch, channels, taps, positions});
+    const auto device = guard(input);
+    Tensor columns = torch::stable::new_empty(input, {batch, channels * taps, positions});
+    PlaneLayout<Rank> layout{{batch, 1, channels}, {input.stride(0), 0, input.stride(1)}, {}};
+    for (int axis = 0; axis < Rank; ++axis) layout.axis_stride[axis] = input.stride(2 + axis);
+    if (columns.numel() > 0)
+      im2col<Rank>(place_of(input), input.data_ptr(), input.scalar_type(), layout, geometry, {0, positions},
+                   columns.data_ptr(), input.scalar_type());
+    return columns;
+  });
+}
+
+Tensor col2im_op(const Tensor& columns, const Sizes& input_size, const Sizes& kernel_size, const Sizes& stride,
+                 const Sizes& padding_low, const Sizes& padding_high, const Sizes& dilation) {
+  const Window window{kernel_size, stride, padding_low, padding_high, dilation};
+  return with_rank(window_rank(window), [&](auto rank_constant) {
+    constexpr int Rank = decltype(rank_constant)::value;
+    check(input_size.size() == Rank, "output_size must have one number per spatial axis (", Rank, "), but got ",
+          text(input_size));
+    check_dim("columns", columns, 3, "(batch, channels * prod(kernel_size), positions)");
+    check_plain_dtype("columns", columns);
+    const auto geometry = make_geometry<Rank>(input_size.data(), window);
+    const int64_t batch = columns.size(0), taps = geometry.tap_numel();
+    check(columns.size(1) % taps == 0,
+          "columns must have a number of rows divisible by the product of kernel_size (expected size of input's "
+          "dimension 1 to be divisible by the product of kernel_size), but got ",
+          columns.size(1), " rows and kernel_size ", text(kernel_size));
+    check(columns.size(2) == geometry.position_numel(), "columns must have ", geometry.position_numel(),
+          " positions for output_size ", text(input_size), ", kernel_size ", text(kernel_size), ", dilation ",
+          text(dilation), ", padding ", text(padding_low), " and ", text(padding_high), ", stride ", text(stride),
+          " (expected size of input's dimension 2 to match the calculated number of sliding blocks ",
+          geometry.position_numel(), "), but got ", columns.size(2));
+    const int64_t channels = columns.size(1) / taps;
+    int64_t numel = 1;
+    bool overflow = false;
+    for (const int64_t size : input_size) overflow |= __builtin_mul_overflow(numel, size, &numel);
+    check(!overflow, "output_size must have a product that fits 63 bits, but got ", text(input_size));
+    check_bytes("output", columns, {batch, channels, numel});
+    dispatch_sum(columns.scalar_type(), [](auto) {});
+    const auto device = guard(columns);
+    Tensor image = torch::stable::new_empty(columns, with_axes<Rank>(batch, channels, geometry.image));
+    const int64_t strides[] = {columns.stride(0), columns.stride(1), columns.stride(2)};
+    if (image.numel() > 0)
+      col2im<Rank>(place_of(columns), columns.data_ptr(), columns.scalar_type(), batch, channels, strides, geometry,
+                   image.data_ptr());
+    return image;
+  });
+}
+
+// What the three convolutions demand of a pair of operands, the first an input or a gradient of the output.
+void check_operands(const char* name, const Tensor& first, const char* second_name, const Tensor& second, int rank) {
+  check_dim(name, first, rank + 2, "(batch, channels, *size)");
+  check_dim(second_name, second, rank + 2,
+            rank == 1   ? "of a 1-D convolution"
+            : rank == 2 ? "of a 2-D convolution"
+                        : "of a 3-D convolution");
+  check_same_kind("Input", first, second_name, second);
+  check(can_convolve(first.scalar_type()), "convolution must be of a floating, complex or integer dtype up to 64 bits",
+        ", but got ", name_of(first));
+}
+
+// The kernel_size that a weight [out, in, *kernel] carries.
+Sizes kernel_of(const Tensor& weight) {
+  const auto sizes = weight.sizes();
+  return sizes.size() < 2 ? Sizes{} : Sizes(sizes.begin() + 2, sizes.end());
+}
+
+Tensor conv_op(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Sizes& stride,
+               const Sizes& padding_low, const Sizes& padding_high, const Sizes& dilation, int64_t groups) {
+  check(weight.dim() == static_cast<int64_t>(stride.size()) + 2, "weight must have ", stride.size() + 2,
+        " dimensions (out_channels, in_channels / groups, *kernel_size), but got shape ", text(sizes_of(weight)));
+  const Sizes kernel_size = kernel_of(weight);
+  const Window window{kernel_size, stride, padding_low, padding_high, dilation};
+  return with_rank(window_rank(window), [&](auto rank_constant) {
+    constexpr int Rank = decltype(rank_constant)::value;
+    check_operands("input", input, "weight", weight, Rank);
+    check_groups("out_channels (weight's dimension 0)", weight.size(0), groups);
+    const int64_t channels = weight.size(1) * groups;
+    check(input.size(1) == channels, "input must have ", channels, " channels (given groups=", groups,
+          ", weight of size ", text(sizes_of(weight)), ", expected input", text(sizes_of(input)), " to have ", channels,
+          " channels), but got ", input.size(1), " channels instead");
+    check_bias(bias, input, weight.size(0));
+    const auto geometry = make_geometry<Rank>(input.sizes().data() + 2, window);
+    check_bytes("output", input, {input.size(0), weight.size(0), geometry.position_numel()});
+    const auto device = guard(input);
+    Tensor output = empty_result(with_axes<Rank>(input.size(0), weight.size(0), geometry.positions), input, weight);
+    conv<Rank>(place_of(input), input, weight, contiguous(bias), geometry, groups, output);
+    return output;
+  });
+}
+
+Tensor conv_input_grad_op(const Tensor& grad_output, const Tensor& weight, const std::optional<Tensor>& bias,
+                          const Sizes& input_size, const Sizes& stride, const Sizes& padding_low,
+                          const Sizes& padding_high, const Sizes& dilation, int64_t groups) {
+  check(weight.dim() == static_cast<int64_t>(stride.size()) + 2, "weight must have ", stride.size() + 2,
+        " dimensions (in_channels, out_channels / groups, *kernel_size), but got shape ", text(sizes_of(weight)));
+  const Sizes kernel_size = kernel_of(weight);
+  const Window window{kernel_size, stride, padding_low, padding_high, dilation};
+  return with_rank(window_rank(window), [&](auto rank_constant) {
+    constexpr int Rank = decltype(rank_constant)::value;
+    check_operands("input", grad_output, "weight", weight, Rank);
+    check(input_size.size() == Rank, "input_size must have one number per spatial axis (", Rank, "), but got ",
+          text(input_size));
+    check_groups("in_channels (weight's dimension 0)", weight.size(0), groups);
+    check(grad_output.size(1) == weight.size(0), "input must have ", weight.size(0),
+          " channels (given transposed=1, weight of size ", text(sizes_of(weight)), ", expected input",
+          text(sizes_of(grad_output)), " to have ", weight.size(0), " channels), but got ", grad_output.size(1),
+          " channels instead");
+    int64_t channels;
+    check(!__builtin_mul_overflow(weight.size(1), groups, &channels), "channels must fit 63 bits, but got ",
+          weight.size(1), " * ", groups);
+    check_bias(bias, grad_output, channels);
+    const auto geometry = make_geometry<Rank>(input_size.data(), window);
+    check(std::equal(geometry.positions, geometry.positions + Rank, grad_output.sizes().data() + 2),
+          "grad_output must have the size of the convolution's output, ",
+          text(Sizes(geometry.positions, geometry.positions + Rank)), ", but got ", text(sizes_of(grad_output)));
+    int64_t numel = 1;
+    bool overflow = false;
+    for (const int64_t size : input_size) overflow |= __builtin_mul_overflow(numel, size, &numel);
+    check(!overflow, "input_size must have a product that fits 63 bits, but got ", text(input_size));
+    check_bytes("output", grad_output, {grad_output.size(0), channels, numel});
+    const auto device = guard(grad_output);
+    Tensor grad_input =
+        empty_result(with_axes<Rank>(grad_output.size(0), channels, geometry.image), grad_output, weight);
+    conv_input_grad<Rank>(place_of(grad_output), grad_output, weight, contiguous(bias), geometry, groups, grad_input);
+    return grad_input;
+  });
+}
+
+Tensor conv_weight_grad_op(const Tensor& grad_output, const Tensor& input, const Sizes& kernel_size,
+                           const Sizes& stride, const Sizes& padding_low, const Sizes& padding_high,
+                           const Sizes& dilation, int64_t groups) {
+  const Window window{kernel_size, stride, padding_low, padding_high, dilation};
+  return with_rank(window_rank(window), [&](auto rank_constant) {
+    constexpr int Rank = decltype(rank_constant)::value;
+    check_operands("grad_output", grad_output, "input", input, Rank);
+    check(grad_output.size(0) == input.size(0), "grad_output must have the input's batch size ", input.size(0),
+          ", but got ", grad_output.size(0));
+    check_groups("out_channels (grad_output's dimension 1)", grad_output.size(1), groups);
+    check_groups("in_channels (input's dimension 1)", input.size(1), groups);
+    const auto geometry = make_geometry<Rank>(input.sizes().data() + 2, window);
+    check(std::equal(geometry.positions, geometry.positions + Rank, grad_output.sizes().data() + 2),
+          "grad_output must have the size of the convolution's output, ",
+          text(Sizes(geometry.positions, geometry.positions + Rank)), ", but got ", text(sizes_of(grad_output)));
+    check_bytes("grad_weight", input, {grad_output.size(1), input.size(1) / groups, geometry.tap_numel()});
+    const auto device = guard(input);
+    const Sizes sizes = with_axes<Rank>(grad_output.size(1), input.size(1) / groups, geometry.kernel);
+    if (input.size(0) == 0) return torch::stable::new_zeros(input, sizes);
+    Tensor grad_weight = torch::stable::new_empty(input, sizes);
+    if (grad_weight.numel() > 0)
+      conv_weight_grad<Rank>(place_of(input), grad_output, input, geometry, groups, grad_weight);
+    return grad_weight;
+  });
+}
+
+void set_workspace_limit_op(int64_t cpu, int64_t cuda) {
+  check(cpu > 0 && cuda > 0, "workspace limit must be positive, but got ", cpu, " and ", cuda);
+  workspace_limit().cpu = cpu;
+  workspace_limit().cuda = cuda;
+}
+
+Sizes get_workspace_limit_op() { return {workspace_limit().cpu, workspace_limit().cuda}; }
+
+}  // namespace
+}  // namespace unfoldconv
+
+#define UNFOLDCONV_WINDOW "SymInt[] stride, SymInt[] padding_low, SymInt[] padding_high, SymInt[] dilation"
+
+STABLE_TORCH_LIBRARY(UNFOLDCONV_NAMESPACE, library) {
+  library.def("im2col(Tensor input, SymInt[] kernel_size, " UNFOLDCONV_WINDOW ") -> Tensor");
+  library.def("col2im(Tensor columns, SymInt[] input_size, SymInt[] kernel_size, " UNFOLDCONV_WINDOW ") -> Tensor");
+  library.def("conv(Tensor input, Tensor weight, Tensor? bias, " UNFOLDCONV_WINDOW ", SymInt groups) -> Tensor");
+  library.def("conv_input_grad(Tensor grad_output, Tensor weight, Tensor? bias, SymInt[] input_size, " UNFOLDCONV_WINDOW
+              ", SymInt groups) -> Tensor");
+  library.def("conv_weight_grad(Tensor grad_output, Tensor input, SymInt[] kernel_size, " UNFOLDCONV_WINDOW
+              ", SymInt groups) -> Tensor");
+  library.def("set_workspace_limit(int cpu, int cuda) -> ()");
+  library.def("get_workspace_limit() -> int[]");
+}
+
+#define UNFOLDCONV_IMPLEMENT(KEY)                                                  \
+  STABLE_TORCH_LIBRARY_IMPL(UNFOLDCONV_NAMESPACE, KEY, library) {                  \
+    library.impl("im2col", TORCH_BOX(&unfoldconv::im2col_op));                     \
+    library.impl("col2im", TORCH_BOX(&unfoldconv::col2im_op));                     \
+    library.impl("conv", TORCH_BOX(&unfoldconv::conv_op));                         \
+    library.impl("conv_input_grad", TORCH_BOX(&unfoldconv::conv_input_grad_op));   \
+    library.impl("conv_weight_grad", TORCH_BOX(&unfoldconv::conv_weight_grad_op)); \
+  }
+
+UNFOLDCONV_IMPLEMENT(CPU)
+#ifdef UNFOLDCONV_WITH_CUDA
+UNFOLDCONV_IMPLEMENT(CUDA)
+#endif
+
+STABLE_TORCH_LIBRARY_IMPL(UNFOLDCONV_NAMESPACE, CompositeExplicitAutograd, library) {
+  library.impl("set_workspace_limit", TORCH_BOX(&unfoldconv::set_workspace_limit_op));
+  library.impl("get_workspace_limit", TORCH_BOX(&unfoldconv::get_workspace_limit_op));
+}

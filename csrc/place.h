@@ -1,0 +1,49 @@
+// From a tensor to the place where its kernels run.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+
+#include "columns.h"
+#include "scalar.h"
+
+#ifdef UNFOLDCONV_WITH_CUDA
+#include <dlfcn.h>
+#endif
+
+namespace unfoldconv {
+
+using torch::stable::Tensor;
+
+#ifdef UNFOLDCONV_WITH_CUDA
+// torch's current stream. Its function lives in libtorch_cuda, which a CPU-only torch lacks, so the library does not
+// link to it; where a CUDA tensor exists, it is loaded.
+inline void* current_cuda_stream(int32_t device) {
+  using Function = AOTITorchError (*)(int32_t, void**);
+  static const Function function = [] {
+    void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD);
+    return reinterpret_cast<Function>(library ? dlsym(library, "aoti_torch_get_current_cuda_stream") : nullptr);
+  }();
+  void* stream = nullptr;
+  if (function == nullptr || function(device, &stream) != AOTI_TORCH_SUCCESS)
+    refuse("torch must give its current CUDA stream, but its library libtorch_cuda.so did not");
+  return stream;
+}
+#endif
+
+inline Place place_of(const Tensor& tensor) {
+#ifdef UNFOLDCONV_WITH_CUDA
+  if (tensor.is_cuda()) return {true, current_cuda_stream(tensor.get_device_index())};
+#endif
+  return {};
+}
+
+// A bias as the kernels read it.
+inline std::optional<Tensor> contiguous(const std::optional<Tensor>& tensor) {
+  if (!tensor || tensor->is_contiguous()) return tensor;
+  return torch::stable::contiguous(*tensor);
+}
+
+}  // namespace unfoldconv
