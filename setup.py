@@ -7,6 +7,7 @@ from pathlib import Path
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
+from setuptools.errors import CompileError
 
 ROOT = Path(__file__).parent
 sys.path.insert(0, str(ROOT / "unfoldconv"))
@@ -20,16 +21,19 @@ class BuildLibrary(build_ext):
     """Builds the compiled module by the recipe that `unfoldconv.jit` uses too."""
 
     def build_extension(self, ext: Extension) -> None:
-        toolkit = _build.select_toolkit(default=True)
-        print(f"CUDA {toolkit.version}: {toolkit.home}" if toolkit else "no CUDA code: no nvcc, or UNFOLDCONV_CUDA=0")
-        _build.build_library(
-            CSRC,
-            Path(self.get_ext_fullpath(ext.name)),
-            ROOT / "build" / "objects",
-            version=_build.VERSION,
-            toolkit=toolkit,
-            python_module=True,
-        )
+        try:
+            toolkit = _build.select_toolkit(default=True)
+            print(f"CUDA {toolkit.version}: {toolkit.home}" if toolkit else "no CUDA code: no nvcc, or UNFOLDCONV_CUDA=0")
+            _build.build_library(
+                CSRC,
+                Path(self.get_ext_fullpath(ext.name)),
+                ROOT / "build" / "objects",
+                version=_build.VERSION,
+                toolkit=toolkit,
+                python_module=True,
+            )
+        except _build.BuildError as error:
+            raise CompileError(str(error)) from error
 
 
 class BuildPackage(build_py):

@@ -164,17 +164,19 @@ def _common_flags(profile: Profile) -> list[str]:
 
 def _nvcc_flags(toolkit: Toolkit, flags: list[str]) -> list[str]:
     """The same flags in the words of nvcc: it takes these itself and hands the rest to the host compiler."""
-    own = ("-O", "-std=", "-D", "-isystem", "-I")
-    mine = [flag for flag in flags if flag.startswith(own)]
-    host = [flag for flag in flags if not flag.startswith(own)]
     return [
-        *mine,
-        *(f"-Xcompiler={flag}" for flag in host),
+        *(_nvcc_flag(flag) for flag in flags),
         *toolkit.architecture_flags(),
         "-lineinfo",
         "-Xfatbin=-compress-all",
         "--expt-relaxed-constexpr",
     ]
+
+
+def _nvcc_flag(flag: str) -> str:
+    if flag.startswith("-isystem"):
+        return flag.replace("-isystem", "-isystem=")
+    return flag if flag.startswith(("-O", "-std=", "-D")) else f"-Xcompiler={flag}"
 
 
 def _link_flags(toolkit: Toolkit | None, profile: Profile) -> list[str]:
