@@ -195,6 +195,6 @@ def _build_info(version: str, toolkit: Toolkit | None) -> str:
         "version": version,
         "torch_target": ".".join(map(str, TORCH_TARGET)),
         "cuda": toolkit.version if toolkit else "",
-        "archs": ",".join(toolkit.architectures) if toolkit else "",
+        "architectures": ",".join(toolkit.architectures) if toolkit else "",
     }
     return ";".join(f"{name}={value}" for name, value in facts.items())
