@@ -1,0 +1,61 @@
+"""How results are compared: bit for bit, or within what rounding explains."""
+
+import torch
+from torch import Tensor
+
+# Per dtype: the relative error of rounding a result to it, and of one addition in the type it is summed in. 16-bit types
+# are summed in float32, so that only the last step rounds to 16 bits.
+_ROUNDING: dict[torch.dtype, tuple[float, float]] = {
+    torch.float16: (2**-11, 2**-24),
+    torch.bfloat16: (2**-8, 2**-24),
+    torch.float32: (2**-24, 2**-24),
+    torch.float64: (2**-53, 2**-53),
+    torch.complex64: (2**-24, 2**-24),
+    torch.complex128: (2**-53, 2**-53),
+}
+
+# A sum of n terms in any order is off by at most n roundings of the sum of their absolute values. Errors have either
+# sign, so they grow like sqrt(n): 16 is that for the largest sums of the tests (some hundred terms), with room.
+_ADDITIONS = 16
+
+# The smallest positive float16 is 2^-24: what is rounded to it is off by up to half of that however small it is.
+_UNDERFLOW = {torch.float16: 2**-25}
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """In double precision."""
+    return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+def assert_within_rounding(actual: Tensor, expected: Tensor, magnitude: Tensor, what: str = "") -> None:
+    """Checks a result of sums against its double-precision value.
+
+    Args:
+        actual: The result.
+        expected: The same computed in double precision from the same, already rounded, arguments.
+        magnitude: What the sums would be if every term were replaced by its absolute value.
+        what: Named in the message.
+    """
+    rounding, addition = _ROUNDING[actual.dtype]
+    allowed = 2 * rounding * expected.abs() + _ADDITIONS * addition * magnitude + _UNDERFLOW.get(actual.dtype, 0.0)
+    assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)} instead of {tuple(expected.shape)}"
+    excess = (wide(actual) - expected).abs() - allowed
+    # Not `excess > 0`, which a NaN would pass.
+    wrong = ~(excess <= 0)
+    assert not wrong.any(), (
+        f"{what}: {int(wrong.sum())} of {wrong.numel()} elements are wrong, the first at {wrong.nonzero()[0].tolist()}: "
+        f"{actual[wrong][0].item()} instead of {expected[wrong][0].item()}, allowed {allowed[wrong][0].item():.3g}"
+    )
+
+
+def bits(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor in row-major order; tells 0 from -0 and compares NaN."""
+    return tensor.resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8)
+
+
+def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "") -> None:
+    """Checks shape, dtype, device and every bit."""
+    for name in ("shape", "dtype", "device"):
+        found, wanted = getattr(actual, name), getattr(expected, name)
+        assert found == wanted, f"{what}: {name} {found} instead of {wanted}"
+    assert torch.equal(bits(actual), bits(expected)), f"{what}: the values differ"

@@ -1,0 +1,29 @@
+"""Fixtures of every test: the same random numbers each time, and each device that there is."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    """Random tensors are the same in every run and in any order of the tests."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def exact_float32() -> Iterator[None]:
+    """Convolutions of float32 on CUDA are computed in float32, ours and torch's, and not in TensorFloat-32."""
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device that there is."""
+    return torch.device(request.param)
