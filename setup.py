@@ -23,7 +23,9 @@ class BuildLibrary(build_ext):
     def build_extension(self, ext: Extension) -> None:
         try:
             toolkit = _build.select_toolkit(default=True)
-            print(f"CUDA {toolkit.version}: {toolkit.home}" if toolkit else "no CUDA code: no nvcc, or UNFOLDCONV_CUDA=0")
+            print(
+                f"CUDA {toolkit.version}: {toolkit.home}" if toolkit else "no CUDA code: no nvcc, or UNFOLDCONV_CUDA=0"
+            )
             _build.build_library(
                 CSRC,
                 Path(self.get_ext_fullpath(ext.name)),
@@ -40,6 +42,8 @@ class BuildPackage(build_py):
     """Adds the C++ and CUDA sources, which `unfoldconv.jit` compiles edited copies of."""
 
     def run(self) -> None:
+        if not self.editable_mode:
+            shutil.rmtree(self.build_lib, ignore_errors=True)  # or files that are gone would go on into the wheel
         super().run()
         if not self.editable_mode:
             shutil.copytree(CSRC, Path(self.build_lib) / "unfoldconv" / "csrc", dirs_exist_ok=True)

@@ -33,7 +33,9 @@ def _find_torch() -> None:
         if Path(folder, "torch").is_dir():
             sys.path.append(folder)
             return
-    raise SystemExit("unfoldconv is built with the torch that it will run with, but none was found: pip install torch first")
+    raise SystemExit(
+        "unfoldconv is built with the torch that it will run with, but none was found: pip install torch first"
+    )
 
 
 def get_requires_for_build_wheel(config_settings=None):  # noqa: ANN001, ANN201, D103

@@ -4,10 +4,12 @@ Own code rather than ninja, because nothing but torch and a compiler is sure to 
 """
 
 import fcntl
+import json
 import os
 import re
 import shlex
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,40 +31,44 @@ class Compilation:
     command: tuple[str, ...]
 
     @property
-    def record(self) -> str:
-        """The command as it is kept beside the object, to notice that the flags have changed."""
-        return shlex.join(self.command)
+    def record(self) -> Path:
+        """Where the command and the state of every file that it read are kept."""
+        return _beside(self.output, ".json")
 
     def is_fresh(self) -> bool:
         """Whether the object was made by this very command from sources and headers that are unchanged since."""
-        try:
-            made = self.output.stat().st_mtime_ns
-            if _beside(self.output, ".command").read_text() != self.record:
-                return False
-            inputs = _dependencies(_beside(self.output, ".d").read_text())
-            return bool(inputs) and all(os.stat(name).st_mtime_ns < made for name in inputs)
-        except FileNotFoundError:
+        if not (self.output.exists() and self.record.exists()):
             return False
+        made = json.loads(self.record.read_text())
+        return made["command"] == list(self.command) and all(
+            state is not None and state == _state(name) for name, state in made["inputs"].items()
+        )
 
     def run(self) -> None:
-        """Compiles. The object bears the time when it began, so that an edit made meanwhile counts as newer."""
+        """Compiles, and records what was read. A file that was edited meanwhile is recorded as unknown."""
         began = time.time_ns()
+        self.record.unlink(missing_ok=True)
+        depfile = _beside(self.output, ".d")
         with _replacing(self.output) as partial:
-            depfile = _beside(self.output, ".d")
             run([*self.command, "-MD", "-MF", str(depfile), "-o", str(partial), str(self.source)])
-            os.utime(partial, ns=(began, began))
-        _beside(self.output, ".command").write_text(self.record)
+        inputs = {name: _state(name) for name in _dependencies(depfile.read_text())}
+        known = {name: state if state and state[0] < began else None for name, state in inputs.items()}
+        with _replacing(self.record) as partial:
+            partial.write_text(json.dumps({"command": self.command, "inputs": known}))
+        depfile.unlink()
 
 
-def compile_all(compilations: Sequence[Compilation], echo: Callable[[str], None]) -> bool:
-    """Brings every object up to date and returns whether there was anything to do.
+def compile_all(compilations: Sequence[Compilation], echo: Callable[[str], None]) -> None:
+    """Brings every object up to date.
 
     As many compilers run at a time as there are processors, or as MAX_JOBS says.
     """
     stale = [compilation for compilation in compilations if not compilation.is_fresh()]
+    one_at_a_time = threading.Lock()
 
     def compile_one(compilation: Compilation) -> None:
-        echo(f"compiling {compilation.source}")
+        with one_at_a_time:
+            echo(f"compiling {compilation.source}")
         compilation.run()
 
     with ThreadPoolExecutor(max_workers=_job_count()) as pool:
@@ -73,7 +79,6 @@ def compile_all(compilations: Sequence[Compilation], echo: Callable[[str], None]
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    return bool(stale)
 
 
 def link(command: Sequence[str], objects: Sequence[Path], output: Path, options: Sequence[str]) -> None:
@@ -90,7 +95,7 @@ def run(command: Sequence[str]) -> str:
     except OSError as error:
         raise BuildError(f"{command[0]} must be a program that can be run, but got: {error.strerror}") from error
     if done.returncode:
-        raise BuildError(f"this command failed with exit status {done.returncode}:\n{shlex.join(command)}\n{done.stdout}")
+        raise BuildError(f"exit status {done.returncode} of this command:\n{shlex.join(command)}\n{done.stdout}")
     return done.stdout
 
 
@@ -120,6 +125,15 @@ def _replacing(output: Path) -> Iterator[Path]:
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
+
+
+def _state(name: str) -> list[int] | None:
+    """What changes when a file is edited or replaced, even by an older one."""
+    try:
+        status = os.stat(name)
+    except FileNotFoundError:
+        return None
+    return [status.st_mtime_ns, status.st_size]
 
 
 def _dependencies(depfile: str) -> list[str]:

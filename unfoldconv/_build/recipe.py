@@ -1,7 +1,7 @@
 """What the library is made of: sources, flags, definitions.
 
-The library is written against PyTorch's stable ABI, so one file serves every torch from `TORCH_TARGET` on, and CUDA code
-needs neither a CUDA build of torch nor one of its libraries.
+The library is written against PyTorch's stable ABI, so one file serves every torch from `TORCH_TARGET` on, and CUDA
+code needs neither a CUDA build of torch nor one of its libraries.
 """
 
 import hashlib
@@ -60,9 +60,12 @@ def source_files(root: Path, *, cuda: bool, python_module: bool) -> list[Path]:
 
 def fingerprint(root: Path, toolkit: Toolkit | None, profile: Profile = RELEASE) -> str:
     """Twelve hexadecimal digits that change with any source, flag, compiler, toolkit or torch."""
+    import torch
+
     digest = hashlib.sha256()
     compiler = _cxx()
-    facts = (run([*compiler, "--version"]), _common_flags(profile), toolkit, os.environ.get("CXXFLAGS"))
+    flags = [*_common_flags(profile), os.environ.get("CXXFLAGS")]
+    facts = (compiler, run([*compiler, "--version"]), flags, toolkit, torch.__version__)
     digest.update(repr(facts).encode())
     for file in sorted(path for path in root.rglob("*") if path.suffix in SUFFIXES):
         text = file.read_bytes()

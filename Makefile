@@ -1,0 +1,64 @@
+# Every target sets up what it needs: `make demo` and `make test` work on a machine that has only Python and g++.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(shell find csrc tests \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
+
+.PHONY: help setup test lint format wheel demo bench clean
+
+help:
+	@echo 'setup   make $(VENV) with torch, the tools and this package in place'
+	@echo 'test    run every test'
+	@echo 'lint    check style and types'
+	@echo 'format  rewrite the sources in the house style'
+	@echo 'wheel   build dist/*.whl'
+	@echo 'demo    train a small network on handwritten digits'
+	@echo 'bench   time the layers beside torch'
+	@echo 'clean   remove what was built, except $(VENV)'
+
+setup: $(VENV)/.package
+
+$(VENV)/.requirements: requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python must be 3.11 or newer, but got: $$($(PYTHON) --version); set PYTHON=python3.11 or the like"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install '$(TORCH)'
+	$(BIN)/python -m pip install -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.package: $(VENV)/.requirements pyproject.toml setup.py $(wildcard unfoldconv/_build/*.py) $(filter csrc/%,$(NATIVE))
+	$(BIN)/python -m pip install --no-build-isolation -e .
+	touch $@
+
+test: setup
+	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+
+format: setup
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
+
+wheel: setup
+	$(BIN)/python -m pip wheel --no-build-isolation --no-deps -w dist .
+	@ls -l dist/*.whl
+
+demo: setup
+	$(BIN)/python examples/train_digits.py
+
+bench: setup
+	$(BIN)/python -m benchmarks layers
+
+clean:
+	rm -rf build dist *.egg-info unfoldconv/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f $(VENV)/.package
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
