@@ -1,0 +1,24 @@
+"""Convolution by unfolding, as a compiled PyTorch extension.
+
+`unfold` (im2col), `fold` (col2im), convolutions and transposed convolutions in 1-D, 2-D and 3-D, with gradients of every
+order, on CPU and CUDA. The functions and modules take the arguments of their namesakes in torch, and more; see
+`unfoldconv.functional` and `unfoldconv.modules`.
+"""
+
+from . import functional, jit, reference
+from ._build_info import build_info
+from ._geometry import GeometryError
+from ._workspace import workspace_limit
+from .functional import *  # noqa: F403
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "GeometryError",
+    "build_info",
+    "functional",
+    "jit",
+    "reference",
+    "workspace_limit",
+    *functional.__all__,
+]

@@ -1,0 +1,362 @@
+"""The derivatives of the five ops, and the three routes to an op.
+
+Every op is linear in each tensor that it takes, and each one's derivative is another of the five:
+
+    conv(x, w)              d/dx: conv_input_grad(g, w)    d/dw: conv_weight_grad(g, x)
+    conv_input_grad(y, w)   d/dy: conv(g, w)               d/dw: conv_weight_grad(y, g)
+    conv_weight_grad(y, x)  d/dy: conv(x, g)               d/dx: conv_input_grad(y, g)
+    im2col(x)               d/dx: col2im(g)
+    col2im(c)               d/dc: im2col(g)
+
+For complex tensors the operand that a derivative multiplies by is conjugated, torch's convention.
+
+The functions below take what the op takes and pick, for the least overhead:
+
+1. nothing needs a gradient: the op itself;
+2. inside a transform of torch.func or a forward-mode level: a Function with `setup_context`, `jvp` and `vmap`;
+3. otherwise, compiling included: the lean Function, which saves only what a needed gradient uses.
+
+They are also the ops' kernels for the Autograd dispatch key, so `torch.ops.unfoldconv.*` differentiates as well.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function, forward_ad
+
+from . import _ops, _vmap
+from ._binding import NAMESPACE
+
+_below_autograd: Callable[[], Any] = torch._C._AutoDispatchBelowAutograd
+_functorch_level: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
+
+Grads = tuple[Any, ...]
+
+
+def _conj(tensor: Tensor) -> Tensor:
+    return tensor.conj() if tensor.is_complex() else tensor
+
+
+def _bias_grad(grad: Tensor) -> Tensor:
+    return grad.sum([0, *range(2, grad.dim())])
+
+
+def _call(op: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """The op without its Autograd kernel. The guard is not traced: a compiled graph holds the op itself."""
+    if torch.compiler.is_compiling():
+        return op(*arguments)
+    with _below_autograd():
+        return op(*arguments)
+
+
+def _transforming() -> bool:
+    return _functorch_level() is not None or forward_ad._current_level >= 0
+
+
+def _needs_grad(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+
+
+def _route(op: Callable[..., Tensor], lean: type[Function], full: type[Function], tensors: Any, *rest: Any) -> Tensor:
+    if not torch.compiler.is_compiling() and _transforming():
+        return full.apply(*tensors, *rest)  # type: ignore[no-any-return, no-untyped-call]
+    if _needs_grad(*tensors):
+        return lean.apply(*tensors, *rest)  # type: ignore[no-any-return, no-untyped-call]
+    return _call(op, *tensors, *rest)
+
+
+# --- the formulas: (context, grad) -> gradients, (context, tangents) -> tangent -------------------------------------
+# ctx.saved_tensors are the op's two operands (the lean Functions leave out one that no needed gradient uses), ctx.window
+# is (stride, padding_low, padding_high, dilation[, groups]), ctx.sizes what else a gradient has to know.
+
+
+def _conv_vjp(ctx: Any, grad: Tensor) -> Grads:
+    input, weight = ctx.saved_tensors
+    input_size, kernel_size = ctx.sizes
+    needs = ctx.needs_input_grad
+    return (
+        conv_input_grad(grad, _conj(weight), None, input_size, *ctx.window) if needs[0] else None,
+        conv_weight_grad(grad, _conj(input), kernel_size, *ctx.window) if needs[1] else None,
+        _bias_grad(grad) if needs[2] else None,
+        *(None,) * len(ctx.window),
+    )
+
+
+def _conv_input_grad_vjp(ctx: Any, grad: Tensor) -> Grads:
+    grad_output, weight = ctx.saved_tensors
+    (kernel_size,) = ctx.sizes
+    needs = ctx.needs_input_grad
+    return (
+        conv(grad, _conj(weight), None, *ctx.window) if needs[0] else None,
+        conv_weight_grad(_conj(grad_output), grad, kernel_size, *ctx.window) if needs[1] else None,
+        _bias_grad(grad) if needs[2] else None,
+        None,
+        *(None,) * len(ctx.window),
+    )
+
+
+def _conv_weight_grad_vjp(ctx: Any, grad: Tensor) -> Grads:
+    grad_output, input = ctx.saved_tensors
+    (input_size,) = ctx.sizes
+    needs = ctx.needs_input_grad
+    return (
+        conv(_conj(input), grad, None, *ctx.window) if needs[0] else None,
+        conv_input_grad(_conj(grad_output), grad, None, input_size, *ctx.window) if needs[1] else None,
+        None,
+        *(None,) * len(ctx.window),
+    )
+
+
+def _sum(*terms: Tensor | None) -> Tensor | None:
+    total = None
+    for term in terms:
+        if term is not None:
+            total = term if total is None else total + term
+    return total
+
+
+def _bilinear_jvp(
+    op: Callable[..., Tensor], ctx: Any, first: Tensor | None, second: Tensor | None, *rest: Any
+) -> Tensor | None:
+    """The product rule of an op on ctx.saved_tensors; `rest` is what follows the two operands."""
+    a, b = ctx.saved_tensors
+    return _sum(
+        op(first, b, *rest) if first is not None else None,
+        op(a, second, *rest) if second is not None else None,
+    )
+
+
+def _bias_tangent(ctx: Any, tangent: Tensor | None) -> Tensor | None:
+    if tangent is None:
+        return None
+    return tangent.reshape(-1, *(1,) * (len(ctx.output_shape) - 2)).expand(ctx.output_shape)
+
+
+# --- the Functions ----------------------------------------------------------------------------------------------------
+
+
+class _Conv(Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Tensor:
+        needs = ctx.needs_input_grad
+        ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None)
+        ctx.window, ctx.sizes = window, (input.shape[2:], weight.shape[2:])
+        return _call(_ops.conv, input, weight, bias, *window)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Grads:
+        return _conv_vjp(ctx, *grads)
+
+
+class _ConvFull(Function):
+    @staticmethod
+    def forward(input: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Tensor:
+        return _call(_ops.conv, input, weight, bias, *window)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Grads, output: Tensor) -> None:
+        input, weight, _, *window = inputs
+        ctx.save_for_backward(input, weight)
+        ctx.save_for_forward(input, weight)
+        ctx.window, ctx.sizes = tuple(window), (input.shape[2:], weight.shape[2:])
+        ctx.output_shape = output.shape
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Grads:
+        return _conv_vjp(ctx, *grads)
+
+    @staticmethod
+    def jvp(ctx: Any, input: Tensor | None, weight: Tensor | None, bias: Tensor | None, *_: Any) -> Tensor | None:
+        return _sum(_bilinear_jvp(conv, ctx, input, weight, None, *ctx.window), _bias_tangent(ctx, bias))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Grads, *arguments: Any) -> tuple[Tensor, int]:
+        return _vmap.conv(conv, info.batch_size, in_dims, *arguments)
+
+
+class _ConvInputGrad(Function):
+    @staticmethod
+    def forward(
+        ctx: Any, grad_output: Tensor, weight: Tensor, bias: Tensor | None, input_size: Any, *window: Any
+    ) -> Tensor:
+        needs = ctx.needs_input_grad
+        ctx.save_for_backward(grad_output if needs[1] else None, weight if needs[0] else None)
+        ctx.window, ctx.sizes = window, (weight.shape[2:],)
+        return _call(_ops.conv_input_grad, grad_output, weight, bias, input_size, *window)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Grads:
+        return _conv_input_grad_vjp(ctx, *grads)
+
+
+class _ConvInputGradFull(Function):
+    @staticmethod
+    def forward(grad_output: Tensor, weight: Tensor, bias: Tensor | None, input_size: Any, *window: Any) -> Tensor:
+        return _call(_ops.conv_input_grad, grad_output, weight, bias, input_size, *window)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Grads, output: Tensor) -> None:
+        grad_output, weight, _, input_size, *window = inputs
+        ctx.save_for_backward(grad_output, weight)
+        ctx.save_for_forward(grad_output, weight)
+        ctx.window, ctx.sizes, ctx.input_size = tuple(window), (weight.shape[2:],), input_size
+        ctx.output_shape = output.shape
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Grads:
+        return _conv_input_grad_vjp(ctx, *grads)
+
+    @staticmethod
+    def jvp(
+        ctx: Any, grad_output: Tensor | None, weight: Tensor | None, bias: Tensor | None, *_: Any
+    ) -> Tensor | None:
+        product = _bilinear_jvp(conv_input_grad, ctx, grad_output, weight, None, ctx.input_size, *ctx.window)
+        return _sum(product, _bias_tangent(ctx, bias))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Grads, *arguments: Any) -> tuple[Tensor, int]:
+        return _vmap.conv_input_grad(conv_input_grad, info.batch_size, in_dims, *arguments)
+
+
+class _ConvWeightGrad(Function):
+    @staticmethod
+    def forward(ctx: Any, grad_output: Tensor, input: Tensor, kernel_size: Any, *window: Any) -> Tensor:
+        needs = ctx.needs_input_grad
+        ctx.save_for_backward(grad_output if needs[1] else None, input if needs[0] else None)
+        ctx.window, ctx.sizes = window, (input.shape[2:],)
+        return _call(_ops.conv_weight_grad, grad_output, input, kernel_size, *window)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Grads:
+        return _conv_weight_grad_vjp(ctx, *grads)
+
+
+class _ConvWeightGradFull(Function):
+    @staticmethod
+    def forward(grad_output: Tensor, input: Tensor, kernel_size: Any, *window: Any) -> Tensor:
+        return _call(_ops.conv_weight_grad, grad_output, input, kernel_size, *window)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Grads, output: Tensor) -> None:
+        grad_output, input, kernel_size, *window = inputs
+        ctx.save_for_backward(grad_output, input)
+        ctx.save_for_forward(grad_output, input)
+        ctx.window, ctx.sizes, ctx.kernel_size = tuple(window), (input.shape[2:],), kernel_size
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Grads:
+        return _conv_weight_grad_vjp(ctx, *grads)
+
+    @staticmethod
+    def jvp(ctx: Any, grad_output: Tensor | None, input: Tensor | None, *_: Any) -> Tensor | None:
+        return _bilinear_jvp(conv_weight_grad, ctx, grad_output, input, ctx.kernel_size, *ctx.window)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Grads, *arguments: Any) -> tuple[Tensor, int]:
+        return _vmap.conv_weight_grad(conv_weight_grad, info.batch_size, in_dims, *arguments)
+
+
+class _Im2col(Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, kernel_size: Any, *window: Any) -> Tensor:
+        ctx.sizes = (input.shape[2:], kernel_size, *window)
+        return _call(_ops.im2col, input, kernel_size, *window)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Grads:
+        return col2im(*grads, *ctx.sizes), *(None,) * 5
+
+
+class _Im2colFull(Function):
+    @staticmethod
+    def forward(input: Tensor, kernel_size: Any, *window: Any) -> Tensor:
+        return _call(_ops.im2col, input, kernel_size, *window)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Grads, output: Tensor) -> None:
+        ctx.sizes = (inputs[0].shape[2:], *inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Grads:
+        return col2im(*grads, *ctx.sizes), *(None,) * 5
+
+    @staticmethod
+    def jvp(ctx: Any, input: Tensor, *_: Any) -> Tensor:
+        return im2col(input, *ctx.sizes[1:])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Grads, *arguments: Any) -> tuple[Tensor, int]:
+        return _vmap.over_batch(im2col, info.batch_size, in_dims, *arguments)
+
+
+class _Col2im(Function):
+    @staticmethod
+    def forward(ctx: Any, columns: Tensor, input_size: Any, *rest: Any) -> Tensor:
+        ctx.sizes = rest
+        return _call(_ops.col2im, columns, input_size, *rest)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Grads:
+        return im2col(*grads, *ctx.sizes), *(None,) * 6
+
+
+class _Col2imFull(Function):
+    @staticmethod
+    def forward(columns: Tensor, input_size: Any, *rest: Any) -> Tensor:
+        return _call(_ops.col2im, columns, input_size, *rest)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Grads, output: Tensor) -> None:
+        ctx.input_size, ctx.sizes = inputs[1], tuple(inputs[2:])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Grads:
+        return im2col(*grads, *ctx.sizes), *(None,) * 6
+
+    @staticmethod
+    def jvp(ctx: Any, columns: Tensor, *_: Any) -> Tensor:
+        return col2im(columns, ctx.input_size, *ctx.sizes)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Grads, *arguments: Any) -> tuple[Tensor, int]:
+        return _vmap.over_batch(col2im, info.batch_size, in_dims, *arguments)
+
+
+# --- the routes -------------------------------------------------------------------------------------------------------
+
+
+def conv(input: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Tensor:
+    """y = W im2col(x): input (N, C, *I), weight (O, C / groups, *K), bias (O) -> (N, O, *P)."""
+    return _route(_ops.conv, _Conv, _ConvFull, (input, weight, bias), *window)
+
+
+def conv_input_grad(
+    grad_output: Tensor, weight: Tensor, bias: Tensor | None, input_size: Any, *window: Any
+) -> Tensor:
+    """The adjoint of conv in its input: grad_output (N, O, *P) -> (N, C, *input_size), plus bias (C)."""
+    tensors = (grad_output, weight, bias)
+    return _route(_ops.conv_input_grad, _ConvInputGrad, _ConvInputGradFull, tensors, input_size, *window)
+
+
+def conv_weight_grad(grad_output: Tensor, input: Tensor, kernel_size: Any, *window: Any) -> Tensor:
+    """The adjoint of conv in its weight: grad_output (N, O, *P), input (N, C, *I) -> (O, C / groups, *K)."""
+    return _route(
+        _ops.conv_weight_grad, _ConvWeightGrad, _ConvWeightGradFull, (grad_output, input), kernel_size, *window
+    )
+
+
+def im2col(input: Tensor, kernel_size: Any, *window: Any) -> Tensor:
+    """Input (N, C, *I) -> columns (N, C * prod(K), prod(P))."""
+    return _route(_ops.im2col, _Im2col, _Im2colFull, (input,), kernel_size, *window)
+
+
+def col2im(columns: Tensor, input_size: Any, kernel_size: Any, *window: Any) -> Tensor:
+    """The adjoint of im2col: columns (N, C * prod(K), prod(P)) -> (N, C, *input_size)."""
+    return _route(_ops.col2im, _Col2im, _Col2imFull, (columns,), input_size, kernel_size, *window)
+
+
+_library = torch.library.Library(NAMESPACE, "IMPL")
+for _function in (conv, conv_input_grad, conv_weight_grad, im2col, col2im):
+    _library.impl(_function.__name__, _function, "Autograd")

@@ -1,0 +1,199 @@
+"""Arguments -> geometry: the numbers per axis that the ops take, the sizes that follow, and the one exception type.
+
+A spatial axis is described by five numbers, and the whole library counts by these two formulas:
+
+    span      = dilation * (kernel - 1) + 1
+    positions = (size + padding_low + padding_high - span) // stride + 1
+"""
+
+import operator
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, TypeAlias
+
+import torch
+
+Sizes: TypeAlias = tuple[int, ...]
+IntOrTuple: TypeAlias = int | Sequence[int]
+Padding: TypeAlias = str | int | Sequence[int] | Sequence[Sequence[int]]
+
+# What the compiled code puts before its own messages, to tell them from torch's.
+_REFUSAL = "unfoldconv: "
+
+
+class GeometryError(RuntimeError, ValueError):
+    """A call that the library refuses: the rule, then the value that broke it.
+
+    It is both a `RuntimeError` and a `ValueError`, so code that catches either of torch's errors catches it.
+    """
+
+
+def translated(error: RuntimeError) -> RuntimeError:
+    """The error as callers should see it: a refusal of the compiled code becomes a GeometryError."""
+    message = str(error)
+    if message.startswith(_REFUSAL):
+        return GeometryError(message.removeprefix(_REFUSAL))
+    if "Expected a value of type 'List[int]'" in message or "Expected a value of type 'int'" in message:
+        value = message.partition("Value: ")[2].partition("\n")[0]
+        return GeometryError(f"sizes, strides, padding and groups must fit 64-bit integers, but got {value}")
+    return error
+
+
+class Window(NamedTuple):
+    """The sliding window as the ops take it after the kernel size: one number per spatial axis each."""
+
+    stride: Sizes
+    padding_low: Sizes
+    padding_high: Sizes
+    dilation: Sizes
+
+
+def as_int(name: str, value: object) -> int:
+    """One whole number; a SymInt passes as it is."""
+    if isinstance(value, (int, torch.SymInt)):
+        return value
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except (TypeError, RuntimeError):
+        raise TypeError(f"{name} must be an int or a tuple of ints, but got {value!r}") from None
+
+
+def per_axis(name: str, value: object, rank: int) -> Sizes:
+    """One number per axis: an int stands for all of them, and so does a sequence of length 1, as in torch."""
+    if isinstance(value, int):
+        return (value,) * rank
+    if isinstance(value, Iterable) and not isinstance(value, (str, torch.Tensor)):
+        numbers = tuple([as_int(name, number) for number in value])
+        if len(numbers) == 1:
+            return numbers * rank
+        if len(numbers) != rank:
+            raise GeometryError(
+                f"{name} must be an int or have one number per spatial axis ({rank}), but got {numbers}"
+            )
+        return numbers
+    return (as_int(name, value),) * rank
+
+
+def span_of(kernel: int, dilation: int) -> int:
+    """How many elements a kernel reaches over."""
+    return dilation * (kernel - 1) + 1
+
+
+def output_size(size: Sequence[int], kernel_size: Sequence[int], window: Window) -> Sizes:
+    """How often the window fits along each axis.
+
+    Raises:
+        GeometryError: where it does not fit at all.
+    """
+    positions = []
+    for axis, (length, kernel) in enumerate(zip(size, kernel_size, strict=True)):
+        span = span_of(kernel, window.dilation[axis])
+        padded = length + window.padding_low[axis] + window.padding_high[axis]
+        if padded < span:
+            raise GeometryError(
+                f"kernel must fit into the padded input (the output would be empty), but got span {span} for "
+                f"{padded} elements along axis {axis}. Kernel size can't be greater than actual input size"
+            )
+        positions.append((padded - span) // window.stride[axis] + 1)
+    return tuple(positions)
+
+
+def transposed_output_size(
+    size: Sequence[int], kernel_size: Sequence[int], window: Window, output_padding: Sequence[int]
+) -> Sizes:
+    """The size of a transposed convolution's result along each axis."""
+    return tuple(
+        [
+            (size[axis] - 1) * window.stride[axis]
+            - window.padding_low[axis]
+            - window.padding_high[axis]
+            + span_of(kernel_size[axis], window.dilation[axis])
+            + output_padding[axis]
+            for axis in range(len(kernel_size))
+        ]
+    )
+
+
+def _low_high(padding: object, rank: int) -> tuple[Sizes, Sizes]:
+    """Numbers or (low, high) pairs per axis -> the lows and the highs."""
+    if isinstance(padding, int):
+        both = (padding,) * rank
+        return both, both
+    if isinstance(padding, Iterable) and not isinstance(padding, torch.Tensor):
+        entries = list(padding)
+        if any(isinstance(entry, Iterable) and not isinstance(entry, (str, torch.Tensor)) for entry in entries):
+            pairs = [entry if isinstance(entry, Iterable) else (entry, entry) for entry in entries]
+            low_high = [tuple([as_int("padding", number) for number in pair]) for pair in pairs]
+            if len(low_high) != rank or any(len(pair) != 2 for pair in low_high):
+                raise GeometryError(
+                    f"padding must have one (low, high) pair per spatial axis ({rank}), but got {padding}"
+                )
+            if any(number < 0 for pair in low_high for number in pair):
+                raise GeometryError(f"padding must be non-negative, but got {padding}")
+            return tuple([pair[0] for pair in low_high]), tuple([pair[1] for pair in low_high])
+        padding = entries
+    both = per_axis("padding", padding, rank)
+    return both, both
+
+
+def _named_padding(padding: str) -> str:
+    if padding not in ("same", "valid"):
+        raise GeometryError(f"padding must be 'same', 'valid', numbers or (low, high) pairs, but got {padding!r}")
+    return padding
+
+
+def window_of(
+    size: Sequence[int], kernel_size: Sizes, stride: IntOrTuple, padding: Padding, dilation: IntOrTuple
+) -> Window:
+    """The window of a convolution or of unfold over an image of the given spatial sizes.
+
+    padding='same' gives ceil(size / stride) positions; of an odd total the larger part is high, as in torch.
+    """
+    rank = len(kernel_size)
+    strides = per_axis("stride", stride, rank)
+    dilations = per_axis("dilation", dilation, rank)
+    if not isinstance(padding, str):
+        return Window(strides, *_low_high(padding, rank), dilations)
+    zeros = (0,) * rank
+    if _named_padding(padding) == "valid":
+        return Window(strides, zeros, zeros, dilations)
+    totals = []
+    for axis in range(rank):
+        # -(-a // b) is the ceiling. At stride 1 the total does not depend on the size.
+        step = max(strides[axis], 1)  # a bad stride is refused by the op
+        reach = 0 if step == 1 else (-(-size[axis] // step) - 1) * step - size[axis] + 1
+        totals.append(max(span_of(kernel_size[axis], dilations[axis]) - 1 + reach, 0))
+    lows = tuple([total // 2 for total in totals])
+    return Window(strides, lows, tuple([total - low for total, low in zip(totals, lows, strict=True)]), dilations)
+
+
+def transposed_window_of(
+    kernel_size: Sizes, stride: IntOrTuple, padding: Padding, output_padding: IntOrTuple, dilation: IntOrTuple
+) -> tuple[Window, Sizes]:
+    """The window of a transposed convolution, and its output padding.
+
+    padding='same' gives size * stride elements: what is too much is cropped (the larger half at the high end), what
+    is missing is appended.
+    """
+    rank = len(kernel_size)
+    strides = per_axis("stride", stride, rank)
+    dilations = per_axis("dilation", dilation, rank)
+    extra = per_axis("output_padding", output_padding, rank)
+    for axis in range(rank):
+        if extra[axis] < 0:
+            raise GeometryError(f"output_padding must be non-negative, but got {extra}")
+        if extra[axis] > 0 and extra[axis] >= max(strides[axis], dilations[axis]):
+            raise GeometryError(
+                f"output_padding must be smaller than stride or dilation (output padding must be smaller than either "
+                f"stride or dilation), but got {extra} with stride {strides} and dilation {dilations}"
+            )
+    if not isinstance(padding, str):
+        return Window(strides, *_low_high(padding, rank), dilations), extra
+    zeros = (0,) * rank
+    if _named_padding(padding) == "valid":
+        return Window(strides, zeros, zeros, dilations), extra
+    if any(extra):
+        raise GeometryError(f"output_padding must be 0 with padding='same', but got {extra}")
+    excess = [span_of(kernel, dilation) - step for kernel, dilation, step in zip(kernel_size, dilations, strides)]
+    lows = tuple([max(number, 0) // 2 for number in excess])
+    highs = tuple([max(number, 0) - low for number, low in zip(excess, lows, strict=True)])
+    return Window(strides, lows, highs, dilations), tuple([max(-number, 0) for number in excess])
