@@ -86,8 +86,9 @@ Geometry<Rank> make_geometry(const int64_t* image, const Window& window) {
     check(stride > 0, "stride must be positive (greater than zero; non-positive stride is not supported), but got ",
           text(window.stride));
     check(dilation > 0, "dilation must be positive (greater than zero), but got ", text(window.dilation));
-    check(low >= 0 && high >= 0, "padding must be non-negative (negative padding is not supported), but got low ",
-          text(window.padding_low), " and high ", text(window.padding_high));
+    // A negative high padding leaves the end of the image unread; transposed convolution needs it for output_padding.
+    check(low >= 0, "padding must be non-negative (negative padding is not supported), but got ",
+          text(window.padding_low));
     int64_t span, padded;
     check(!__builtin_mul_overflow(kernel - 1, dilation, &span) && !__builtin_add_overflow(span, 1, &span),
           "the kernel's span must fit 63 bits, but got kernel_size=", kernel, " with dilation=", dilation);

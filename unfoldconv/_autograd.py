@@ -44,8 +44,8 @@ def _bias_grad(grad: Tensor) -> Tensor:
 
 
 def _call(op: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """The op without its Autograd kernel. The guard is not traced: a compiled graph holds the op itself."""
-    if torch.compiler.is_compiling():
+    """The op without its Autograd kernel. Dynamo does not trace the guard: its graph holds the op itself."""
+    if torch.compiler.is_dynamo_compiling():
         return op(*arguments)
     with _below_autograd():
         return op(*arguments)
@@ -60,7 +60,7 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 
 def _route(op: Callable[..., Tensor], lean: type[Function], full: type[Function], tensors: Any, *rest: Any) -> Tensor:
-    if not torch.compiler.is_compiling() and _transforming():
+    if not torch.compiler.is_dynamo_compiling() and _transforming():
         return full.apply(*tensors, *rest)  # type: ignore[no-any-return, no-untyped-call]
     if _needs_grad(*tensors):
         return lean.apply(*tensors, *rest)  # type: ignore[no-any-return, no-untyped-call]
@@ -357,6 +357,14 @@ def col2im(columns: Tensor, input_size: Any, kernel_size: Any, *window: Any) -> 
     return _route(_ops.col2im, _Col2im, _Col2imFull, (columns,), input_size, kernel_size, *window)
 
 
+# For calls of torch.ops.unfoldconv.* themselves.
 _library = torch.library.Library(NAMESPACE, "IMPL")
-for _function in (conv, conv_input_grad, conv_weight_grad, im2col, col2im):
+for _function, _full in (
+    (conv, _ConvFull),
+    (conv_input_grad, _ConvInputGradFull),
+    (conv_weight_grad, _ConvWeightGradFull),
+    (im2col, _Im2colFull),
+    (col2im, _Col2imFull),
+):
     _library.impl(_function.__name__, _function, "Autograd")
+    torch.library.register_vmap(f"{NAMESPACE}::{_function.__name__}", _full.vmap, lib=_library)

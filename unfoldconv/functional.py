@@ -11,6 +11,7 @@ Sizes, strides, padding and dilation are counted in elements. Refused calls rais
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import ParamSpec
 
@@ -214,9 +215,10 @@ def _conv_transpose(
     kernel_size = weight.shape[2:]
     window, extra = transposed_window_of(kernel_size, stride, padding, output_padding, dilation)
     size = transposed_output_size(input.shape[2:], kernel_size, window, extra)
-    # The op's output padding is what the window leaves over, less than a stride; the rest shrinks the high padding.
-    highs = tuple([high - less for high, less in zip(window.padding_high, extra, strict=True)])
-    window = window._replace(padding_high=highs) if any(extra) else window
+    # The op takes the size of the result and accepts what a stride leaves over; an output padding beyond that (it may
+    # reach the dilation) is image that no window reads, a negative padding.
+    if any(map(operator.ge, extra, window.stride)):
+        window = window._replace(padding_high=tuple(map(operator.sub, window.padding_high, extra)))
     output = _autograd.conv_input_grad(input, weight, bias, size, *window, as_int("groups", groups))
     return output.squeeze(0) if unbatched else output
 
