@@ -359,12 +359,20 @@ def col2im(columns: Tensor, input_size: Any, kernel_size: Any, *window: Any) -> 
 
 # For calls of torch.ops.unfoldconv.* themselves.
 _library = torch.library.Library(NAMESPACE, "IMPL")
-for _function, _full in (
-    (conv, _ConvFull),
-    (conv_input_grad, _ConvInputGradFull),
-    (conv_weight_grad, _ConvWeightGradFull),
-    (im2col, _Im2colFull),
-    (col2im, _Col2imFull),
-):
-    _library.impl(_function.__name__, _function, "Autograd")
-    torch.library.register_vmap(f"{NAMESPACE}::{_function.__name__}", _full.vmap, lib=_library)
+
+
+def _register(function: Callable[..., Tensor], rule: Callable[..., tuple[Tensor, int]]) -> None:
+    name = function.__name__
+
+    def batched(info: Any, in_dims: Grads, *arguments: Any) -> tuple[Tensor, int]:
+        return rule(getattr(_ops, name), info.batch_size, in_dims, *arguments)
+
+    _library.impl(name, function, "Autograd")
+    torch.library.register_vmap(f"{NAMESPACE}::{name}", batched, lib=_library)
+
+
+_register(conv, _vmap.conv)
+_register(conv_input_grad, _vmap.conv_input_grad)
+_register(conv_weight_grad, _vmap.conv_weight_grad)
+_register(im2col, _vmap.over_batch)
+_register(col2im, _vmap.over_batch)
