@@ -101,7 +101,7 @@ def test_fold_of_every_memory_format(case: Case, device: torch.device) -> None:
 @each_case
 def test_unfold_transpose(case: Case, device: torch.device) -> None:
     arguments = {**case.window, "output_padding": case.output_padding}
-    for dtype in UNFOLD_DTYPES:
+    for dtype in FOLD_DTYPES:
         input = random_tensor(case.output_shape, dtype, device)
         columns = uc.unfold_transpose(input, case.kernel_size, **arguments)
         assert_same_bits(columns, unfold_transpose_naive(input, case.kernel_size, **arguments), str(dtype))
