@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-# Per dtype: the relative error of rounding a result to it, and of one addition in the type it is summed in. 16-bit types
-# are summed in float32, so that only the last step rounds to 16 bits.
+# Per dtype: the relative error of rounding a result to it, and of one addition in the type it is summed in. 16-bit
+# types are summed in float32, so that only the last step rounds to 16 bits.
 _ROUNDING: dict[torch.dtype, tuple[float, float]] = {
     torch.float16: (2**-11, 2**-24),
     torch.bfloat16: (2**-8, 2**-24),
@@ -43,8 +43,9 @@ def assert_within_rounding(actual: Tensor, expected: Tensor, magnitude: Tensor, 
     # Not `excess > 0`, which a NaN would pass.
     wrong = ~(excess <= 0)
     assert not wrong.any(), (
-        f"{what}: {int(wrong.sum())} of {wrong.numel()} elements are wrong, the first at {wrong.nonzero()[0].tolist()}: "
-        f"{actual[wrong][0].item()} instead of {expected[wrong][0].item()}, allowed {allowed[wrong][0].item():.3g}"
+        f"{what}: {int(wrong.sum())} of {wrong.numel()} elements are wrong, first {wrong.nonzero()[0].tolist()}: "
+        f"{actual[wrong][0].item()} instead of {expected[wrong][0].item()}, off by more than "
+        f"{allowed[wrong][0].item():.3g}"
     )
 
 

@@ -1,6 +1,6 @@
 """Fixtures of every test: the same random numbers each time, and each device that there is."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -21,6 +21,14 @@ def exact_float32() -> Iterator[None]:
     torch.backends.cudnn.allow_tf32 = False
     yield
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[Callable[[int], None]]:
+    """Tests run on one thread, where small tensors are fastest. A test of threads gets the function that sets them."""
+    torch.set_num_threads(1)
+    yield torch.set_num_threads
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(params=DEVICES)

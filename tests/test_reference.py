@@ -1,11 +1,10 @@
 """The reference against torch's own functions, and against sums done by hand."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch.nn import functional as F
-
 from cases import (
     CASES,
     CASES_2D,
@@ -17,6 +16,8 @@ from cases import (
     random_tensor,
 )
 from compare import assert_same_bits
+from torch.nn import functional as F
+
 from unfoldconv import reference
 from unfoldconv.reference import (
     UnfoldConv,
@@ -151,7 +152,8 @@ def test_fold_is_the_adjoint_of_unfold(case: Case) -> None:
     input, columns = small_integers(case.input_shape), small_integers(case.columns_shape)
     unfolded = unfold_naive(input, case.kernel_size, **case.window)
     folded = fold_naive(columns, case.input_size, case.kernel_size, **case.window)
-    assert unfolded.shape == columns.shape and folded.shape == input.shape
+    assert unfolded.shape == columns.shape
+    assert folded.shape == input.shape
     assert (unfolded * columns).sum() == (input * folded).sum()
 
 
@@ -190,7 +192,8 @@ def test_padding_0_keeps_the_whole_image() -> None:
 def test_zeros_have_the_dtype_of_the_input(dtype: torch.dtype) -> None:
     input = random_tensor((1, 1, 3), dtype)
     columns = unfold_naive(input, (2,), padding=1)
-    assert columns.dtype == dtype and columns.is_contiguous()
+    assert columns.dtype == dtype
+    assert columns.is_contiguous()
     assert_same_bits(columns[:, :, 1:3], torch.stack([input[..., :2], input[..., 1:]], dim=2).flatten(1, 2))
 
 
@@ -331,6 +334,6 @@ def test_the_module_shows_its_arguments() -> None:
         (lambda x: UnfoldConv(3, 4, groups=2), "divide the channels, but got 2 for 3, 4"),
     ],
 )
-def test_what_cannot_be_is_refused(call, message: str) -> None:
+def test_what_cannot_be_is_refused(call: Callable[[torch.Tensor], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(torch.ones(1, 2, 4, 4))
