@@ -5,11 +5,12 @@ order, on CPU and CUDA. The functions and modules take the arguments of their na
 `unfoldconv.functional` and `unfoldconv.modules`.
 """
 
-from . import functional, jit, reference
+from . import functional, jit, modules, reference
 from ._build_info import build_info
 from ._geometry import GeometryError
 from ._workspace import workspace_limit
 from .functional import *  # noqa: F403
+from .modules import *  # noqa: F403
 
 __version__ = "0.1.0"
 
@@ -18,7 +19,9 @@ __all__ = [
     "build_info",
     "functional",
     "jit",
+    "modules",
     "reference",
     "workspace_limit",
     *functional.__all__,
+    *modules.__all__,
 ]
