@@ -68,6 +68,18 @@ class Case:
         return f"{self.problem.name} {self.dtype.name} {self.memory_format} {self.pass_}"
 
     @property
+    def result_shape(self) -> tuple[int, ...]:
+        """Shape of what the pass returns."""
+        problem = self.problem
+        return {
+            "forward": problem.output_shape,
+            "grad_input": problem.input_shape,
+            "grad_weight": problem.weight_shape,
+            "unfold": problem.columns_shape,
+            "fold": problem.input_shape,
+        }[self.pass_]
+
+    @property
     def columns_bytes(self) -> int:
         """Size of the unfolded input."""
         return math.prod(self.problem.columns_shape) * self.dtype.torch.itemsize
@@ -98,15 +110,6 @@ class Operands:
     weight: Tensor
     grad_output: Tensor
     columns: Tensor
-
-    def accurate(self, dtype: torch.dtype, images: slice) -> "Operands":
-        """The same values in a wider dtype, contiguous, for a slice of the batch."""
-        return Operands(
-            self.input[images].to(dtype, memory_format=torch.contiguous_format),
-            self.weight.to(dtype, memory_format=torch.contiguous_format),
-            self.grad_output[images].to(dtype, memory_format=torch.contiguous_format),
-            self.columns[images].to(dtype),
-        )
 
 
 def make_operands(case: Case) -> Operands:

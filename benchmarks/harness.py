@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from . import accuracy
-from .cases import Case, Operands, make_operands, precision
+from .accuracy import Reference
+from .cases import Case, make_operands, precision
 from .ceilings import Ceilings, measure_bandwidth, measure_flop_rate
 from .memory import peak_extra_bytes
 from .peers import TORCH, Peer, Thunk
@@ -121,34 +122,34 @@ def _check(result: CaseResult) -> tuple[Thunk, list[tuple[Side, Thunk]]]:
         raise _NotTimedError("skipped", torch_side.refusal)
     operands = make_operands(case)
     try:
-        expected = accuracy.reference(case, operands)
+        reference = Reference(case, operands)
     except (RuntimeError, ValueError) as error:
-        raise _NotTimedError("skipped", f"torch in float64: {_first_line(error)}") from None
+        raise _NotTimedError("skipped", f"torch in {case.dtype.accurate}: {_first_line(error)}") from None
 
-    torch_call = _try(torch_side, case, operands, expected)
-    if torch_call is None or torch_side.error is None:
+    def attempt(side: Side) -> tuple[Thunk, Tensor] | None:
+        try:
+            call = side.peer.prepare(case, operands)
+            returned = call()
+            side.error = reference.error(returned)
+        except (RuntimeError, ValueError) as error:
+            side.refusal = _first_line(error)
+            return None
+        return call, returned
+
+    if (torch_run := attempt(torch_side)) is None or torch_side.error is None:
         raise _NotTimedError("skipped", f"torch: {torch_side.refusal}")
-    result.bound = accuracy.bound(case, torch_side.error, expected)
-
-    our_call = _try(ours, case, operands, expected)
-    if our_call is None or ours.error is None:
+    if (our_run := attempt(ours)) is None or ours.error is None:
         raise _NotTimedError("failed", str(ours.refusal))
+    result.bound = reference.bound(torch_side.error)
     if not ours.error.within(result.bound):
         raise _NotTimedError("wrong", f"error must be at most {result.bound}, but got {ours.error}")
+    # Twice the bound: both have an error, and the largest of all elements exceeds the largest of a sample.
+    distance, distance_bound = accuracy.error(our_run[1], torch_run[1]), result.bound.times(2)
+    if not distance.within(distance_bound):
+        raise _NotTimedError("wrong", f"distance from torch must be at most {distance_bound}, but got {distance}")
 
-    calls = [(side, _try(side, case, operands, expected)) for side in others if side.refusal is None]
-    return our_call, [(torch_side, torch_call), *((side, call) for side, call in calls if call is not None)]
-
-
-def _try(side: Side, case: Case, operands: Operands, expected: Tensor) -> Thunk | None:
-    """Prepares a side, runs it once and notes its error; or notes why it cannot run."""
-    try:
-        call = side.peer.prepare(case, operands)
-        side.error = accuracy.error(call(), expected)
-    except (RuntimeError, ValueError) as error:
-        side.refusal = _first_line(error)
-        return None
-    return call
+    runs = [(side, attempt(side)) for side in others if side.refusal is None]
+    return our_run[0], [(torch_side, torch_run[0]), *((side, run[0]) for side, run in runs if run is not None)]
 
 
 def _first_line(error: Exception) -> str:

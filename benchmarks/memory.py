@@ -43,7 +43,7 @@ def _cuda_extra(run: Callable[[], Tensor], device: torch.device) -> int:
     before = torch.cuda.memory_allocated(device)
     result = run()
     torch.cuda.synchronize(device)
-    own = -(-result.untyped_storage().nbytes() // CUDA_ALLOCATION_BYTES) * CUDA_ALLOCATION_BYTES
+    own = -(-result.nbytes // CUDA_ALLOCATION_BYTES) * CUDA_ALLOCATION_BYTES
     return max(0, torch.cuda.max_memory_allocated(device) - before - own)
 
 
@@ -56,7 +56,7 @@ def _resident_extra(run: Callable[[], Tensor]) -> int | None:
         return None
     before = _status_bytes("VmRSS")
     result = run()
-    return max(0, _status_bytes("VmHWM") - before - result.untyped_storage().nbytes())
+    return max(0, _status_bytes("VmHWM") - before - result.nbytes)
 
 
 def _status_bytes(key: str) -> int:

@@ -15,7 +15,7 @@ import torch
 
 Run = Callable[[], object]
 
-WARM_UP_CALLS = 2
+WARM_UP_CALLS = 1
 MIN_ROUNDS = 3
 CPU_MIN_SECONDS = 2e-3
 """On a CPU, one measurement repeats the call until this much time has gone by, and takes the mean."""
