@@ -1,0 +1,1 @@
+"""Measurements of unfoldconv beside other implementations: ``python -m benchmarks --help``."""

@@ -1,0 +1,92 @@
+"""The command line: ``python -m benchmarks {layers,unfold,compare}``."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from .compare import compare
+from .harness import Limits, run_cases
+from .options import add_options, select_cases, select_peers
+from .problems import COLUMN_PASSES, CONVOLUTION_PASSES, Problem
+from .report import Report
+
+INTERRUPTED = 130
+WIDTH_WITHOUT_TERMINAL = 200
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A subcommand that measures: its passes, and which layers it can take."""
+
+    help: str
+    passes: tuple[str, ...]
+    suits: Callable[[Problem], bool]
+
+
+MEASUREMENTS = {
+    "layers": Measurement("convolution and its gradients, layer by layer", CONVOLUTION_PASSES, lambda problem: True),
+    "unfold": Measurement(
+        "unfold and fold beside F.unfold and F.fold", COLUMN_PASSES, lambda problem: problem.rank == 2
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a subcommand.
+
+    Args:
+        argv: The command line without the program's name; None is the process's own.
+
+    Returns:
+        The exit status: 1 if a case was wrong or failed, 130 after an interrupt, else 0.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDTH_WITHOUT_TERMINAL
+    try:
+        if arguments.command == "compare":
+            return compare(arguments.old, arguments.new, console)
+        return _measure(arguments, argv, console)
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures unfoldconv beside torch.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, measurement in MEASUREMENTS.items():
+        add_options(commands.add_parser(name, help=measurement.help), measurement.passes)
+    comparison = commands.add_parser("compare", help="two results files side by side")
+    comparison.add_argument("old", type=Path)
+    comparison.add_argument("new", type=Path)
+    return parser
+
+
+def _measure(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -> int:
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("--device cuda must have a CUDA device and a torch built for it, but got neither or one only")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    cases = select_cases(arguments, MEASUREMENTS[arguments.command].suits)
+    settings = {"seconds": arguments.seconds, "rounds": arguments.rounds}
+    report = Report(console, arguments.command, argv, settings, cases[0].device)
+    limits = Limits(arguments.rounds, arguments.seconds)
+    interrupted = False
+    try:
+        report.show(run_cases(cases, select_peers(arguments), limits, report), len(cases))
+    except KeyboardInterrupt:
+        interrupted = True
+    status = report.finish(arguments.json)
+    return INTERRUPTED if interrupted else status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

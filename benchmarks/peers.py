@@ -1,0 +1,145 @@
+"""The implementations that are compared, as one table.
+
+To add one: write its `Peer` and put it into `PEERS`. Nothing else changes.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .cases import Case, Operands
+from .problems import CONVOLUTION_PASSES
+
+Thunk = Callable[[], Tensor]
+
+UNFOLD_LIMIT_BYTES = 1 << 30
+"""The column matrix that the "unfold" peer may make; above it the peer is left out."""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One implementation.
+
+    Attributes:
+        name: What the command line and the results call it.
+        title: What the report calls it.
+        refusal: Says why a case is not for this peer, or None.
+        prepare: Binds a case's operands; the call it returns does the whole work of the pass and nothing else.
+    """
+
+    name: str
+    title: str
+    refusal: Callable[[Case], str | None]
+    prepare: Callable[[Case, Operands], Thunk]
+
+
+def _never(case: Case) -> str | None:
+    return None
+
+
+# --- unfoldconv ---------------------------------------------------------------------------------------------------
+
+
+def _prepare_ours(case: Case, operands: Operands) -> Thunk:
+    import unfoldconv  # noqa: F401  registers the ops
+
+    ops = torch.ops.unfoldconv
+    p = case.problem
+    x, w, dy, columns = operands.input, operands.weight, operands.grad_output, operands.columns
+    kernel, size = list(p.kernel_size), list(p.input_size)
+    geometry = (list(p.stride), list(p.padding), list(p.padding), list(p.dilation))  # padding: low and high
+    thunks: dict[str, Thunk] = {
+        "forward": lambda: ops.conv.default(x, w, None, *geometry, p.groups),
+        "grad_input": lambda: ops.conv_input_grad.default(dy, w, None, size, *geometry, p.groups),
+        "grad_weight": lambda: ops.conv_weight_grad.default(dy, x, kernel, *geometry, p.groups),
+        "unfold": lambda: ops.im2col.default(x, kernel, *geometry),
+        "fold": lambda: ops.col2im.default(columns, size, kernel, *geometry),
+    }
+    return thunks[case.pass_]
+
+
+# --- torch's own op -----------------------------------------------------------------------------------------------
+
+_CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def _refuse_torch(case: Case) -> str | None:
+    if case.pass_ not in CONVOLUTION_PASSES and case.problem.rank != 2:
+        return f"F.{case.pass_} must have 2 spatial axes, but got {case.problem.rank}"
+    return None
+
+
+def _prepare_torch(case: Case, operands: Operands) -> Thunk:
+    p = case.problem
+    x, w, dy, columns = operands.input, operands.weight, operands.grad_output, operands.columns
+    convolution = cast(Callable[..., Tensor], _CONVOLUTIONS[p.rank])
+    backward = torch.ops.aten.convolution_backward.default
+    geometry = (list(p.stride), list(p.padding), list(p.dilation))
+    transposed = (False, [0] * p.rank)  # not transposed, hence no output padding
+    sliding = {"dilation": p.dilation, "padding": p.padding, "stride": p.stride}
+    thunks: dict[str, Thunk] = {
+        "forward": lambda: convolution(x, w, None, *geometry, p.groups),
+        "grad_input": lambda: backward(dy, x, w, None, *geometry, *transposed, p.groups, [True, False, False])[0],
+        "grad_weight": lambda: backward(dy, x, w, None, *geometry, *transposed, p.groups, [False, True, False])[1],
+        "unfold": lambda: F.unfold(x, p.kernel_size, **sliding),
+        "fold": lambda: F.fold(columns, p.input_size, p.kernel_size, **sliding),
+    }
+    return thunks[case.pass_]
+
+
+# --- F.unfold and a matrix product --------------------------------------------------------------------------------
+
+
+def _refuse_unfold(case: Case) -> str | None:
+    if case.pass_ not in CONVOLUTION_PASSES:
+        return "only convolutions can be made of F.unfold"
+    if case.problem.rank != 2:
+        return f"F.unfold must have 2 spatial axes, but got {case.problem.rank}"
+    if case.columns_bytes > UNFOLD_LIMIT_BYTES:
+        return f"columns must be at most {UNFOLD_LIMIT_BYTES} bytes, but got {case.columns_bytes}"
+    return None
+
+
+def _prepare_unfold(case: Case, operands: Operands) -> Thunk:
+    """The textbook convolution, with the whole column matrix in memory.
+
+    With groups = G, K = taps * in_channels / G and L = positions, columns is (N, G, K, L), the weight (G, O, K) and
+    grad_output (N, G, O, L):
+
+        forward:      output = weight @ columns
+        grad_input:   F.fold(weight^T @ grad_output)
+        grad_weight:  sum over the batch of grad_output @ columns^T
+    """
+    p = case.problem
+    x, w, dy = operands.input, operands.weight, operands.grad_output
+    sliding = {"dilation": p.dilation, "padding": p.padding, "stride": p.stride}
+    batch, rows, positions = p.columns_shape
+    columns_shape = (batch, p.groups, rows // p.groups, positions)
+    output_shape = (batch, p.groups, p.out_channels // p.groups, positions)
+    weight_shape = (p.groups, p.out_channels // p.groups, rows // p.groups)
+
+    def forward() -> Tensor:
+        columns = F.unfold(x, p.kernel_size, **sliding).view(columns_shape)
+        return torch.matmul(w.reshape(weight_shape), columns).reshape(p.output_shape)
+
+    def grad_input() -> Tensor:
+        columns = torch.matmul(w.reshape(weight_shape).mT, dy.reshape(output_shape))
+        return F.fold(columns.reshape(p.columns_shape), p.input_size, p.kernel_size, **sliding)
+
+    def grad_weight() -> Tensor:
+        columns = F.unfold(x, p.kernel_size, **sliding).view(columns_shape)
+        return torch.matmul(dy.reshape(output_shape), columns.mT).sum(0).view(p.weight_shape)
+
+    return {"forward": forward, "grad_input": grad_input, "grad_weight": grad_weight}[case.pass_]
+
+
+OURS = Peer("unfoldconv", "unfoldconv", _never, _prepare_ours)
+TORCH = Peer("torch", "torch", _refuse_torch, _prepare_torch)
+UNFOLD = Peer("unfold", "unfold+matmul", _refuse_unfold, _prepare_unfold)
+
+PEERS = {peer.name: peer for peer in (TORCH, UNFOLD)}
+"""What unfoldconv is compared with, in the order of the report. The first is what errors are judged by."""
