@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def python_blocks(markdown: str) -> list[str]:
-    """The Python code, each block behind as many empty lines as there are lines above it, so that errors give its own."""
+    """The Python code, each block behind as many empty lines as there are lines above it, so errors give its own."""
     return [
         "\n" * (markdown.count("\n", 0, match.start(1))) + match[1]
         for match in re.finditer(r"^```python\n(.*?)^```", markdown, re.MULTILINE | re.DOTALL)
