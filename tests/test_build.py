@@ -244,7 +244,7 @@ def test_architectures_of_the_environment(no_cuda: pytest.MonkeyPatch, tmp_path:
 
 
 def test_unknown_architecture_is_refused() -> None:
-    with pytest.raises(BuildError, match=r"TORCH_CUDA_ARCH_LIST must hold 8\.0, .* but got Turing"):
+    with pytest.raises(BuildError, match=r"TORCH_CUDA_ARCH_LIST must hold names like 8\.0, .* but got Turing"):
         Toolkit(Path("/cuda"), "13.0", ("8.0", "Turing")).architecture_flags()
 
 

@@ -19,7 +19,6 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch.utils.cpp_extension import get_default_build_root
 
 from . import _build
 from ._build import BuildError
@@ -95,6 +94,8 @@ def build(
     """
     if not (name.isidentifier() and name.isascii()):
         raise ValueError(f"name must be an identifier, but got {name!r}")
+    from torch.utils.cpp_extension import get_default_build_root  # slow to import, and most runs never build
+
     root = Path(source if source is not None else source_directory())
     toolkit = _build.select_toolkit(default=torch.cuda.is_available())
     fingerprint = _build.fingerprint(root, toolkit)

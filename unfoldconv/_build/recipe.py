@@ -37,7 +37,7 @@ class Profile:
     link: tuple[str, ...]
 
 
-RELEASE = Profile(compile=("-O3",), link=("-s", "-Wl,--gc-sections"))
+RELEASE = Profile(compile=("-O3",), link=("-s", "-Wl,--gc-sections", "-Wl,-z,defs"))
 
 
 def source_files(root: Path, *, cuda: bool, python_module: bool) -> list[Path]:
@@ -126,10 +126,14 @@ def build_library(
         target.parent.mkdir(parents=True, exist_ok=True)
         compilations.append(Compilation(source, target, (*command, *own)))
 
+    options = _link_flags(toolkit, profile)
+    if python_module:
+        options.append("-Wl,-z,undefs")  # the interpreter that imports the module has the C API
+
     with exclusive(build_directory, lambda: echo(f"waiting for another process that builds in {build_directory}")):
         compile_all(compilations, echo)
         echo(f"linking {output}")
-        link(compiler, [compilation.output for compilation in compilations], output, _link_flags(toolkit, profile))
+        link(compiler, [compilation.output for compilation in compilations], output, options)
 
 
 def _cxx() -> list[str]:
@@ -170,7 +174,6 @@ def _nvcc_flags(toolkit: Toolkit, flags: list[str]) -> list[str]:
     return [
         *(_nvcc_flag(flag) for flag in flags),
         *toolkit.architecture_flags(),
-        "-lineinfo",
         "-Xfatbin=-compress-all",
         "--expt-relaxed-constexpr",
     ]

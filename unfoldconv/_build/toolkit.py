@@ -40,7 +40,7 @@ class Toolkit:
         for architecture in self.architectures:
             match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", architecture)
             if match is None:
-                raise BuildError(f"TORCH_CUDA_ARCH_LIST must hold 8.0, 9.0a, 8.0+PTX or the like, but got {architecture}")
+                raise BuildError(f"TORCH_CUDA_ARCH_LIST must hold names like 8.0, 9.0a, 8.0+PTX, but got {architecture}")
             number = match[1] + match[2] + match[3]
             codes = [f"sm_{number}"] + ([f"compute_{number}"] if match[4] else [])
             flags.append(f"-gencode=arch=compute_{number},code=[{','.join(codes)}]")
