@@ -6,6 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import unfoldconv as uc
 from cases import (
     CASES,
     CASES_2D,
@@ -18,10 +22,6 @@ from cases import (
     random_tensor,
 )
 from compare import assert_same_bits, assert_within_rounding, wide
-from torch import Tensor
-from torch.nn import functional as F
-
-import unfoldconv as uc
 from unfoldconv.reference import conv_naive, conv_transpose_naive, unfold_conv
 
 CONV = {1: uc.conv1d, 2: uc.conv2d, 3: uc.conv3d}
