@@ -244,6 +244,16 @@ def test_same_padding_at_any_stride(device: torch.device) -> None:
         torch.testing.assert_close(actual, expected)
 
 
+def test_output_padding_beyond_the_stride(device: torch.device) -> None:
+    """It may be anything below the dilation; what it appends beyond a stride, no window reads."""
+    input = random_tensor((2, 3, 4, 5), torch.float64, device)
+    weight = random_tensor((3, 2, 3, 2), torch.float64, device)
+    bias = random_tensor((2,), torch.float64, device)
+    for stride, padding, output_padding in itertools.product((1, 2), (0, 1), ((3, 2), (0, 3))):
+        arguments = (input, weight, bias, stride, padding, output_padding, 1, 4)
+        torch.testing.assert_close(uc.conv_transpose2d(*arguments), F.conv_transpose2d(*arguments))
+
+
 def test_same_padding_of_transposed_convolution(device: torch.device) -> None:
     """The output is stride times as large as the input."""
     for size, kernel, stride, dilation in itertools.product((1, 4, 5), (1, 2, 3, 4), (1, 2, 3), (1, 2)):
