@@ -4,6 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import unfoldconv as uc
 from cases import (
     CASES,
     CASES_2D,
@@ -16,10 +20,6 @@ from cases import (
     random_tensor,
 )
 from compare import assert_same_bits, assert_within_rounding, wide
-from torch import Tensor
-from torch.nn import functional as F
-
-import unfoldconv as uc
 from unfoldconv.reference import fold_naive, unfold_naive, unfold_transpose_naive
 
 UNFOLD = {1: uc.unfold1d, 2: uc.unfold2d, 3: uc.unfold3d}

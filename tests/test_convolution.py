@@ -6,6 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+import unfoldconv as uc
 from cases import (
     CASES,
     CASES_2D,
@@ -18,10 +22,6 @@ from cases import (
     random_tensor,
 )
 from compare import assert_same_bits, assert_within_rounding, wide
-from torch import Tensor
-from torch.nn import functional as F
-
-import unfoldconv as uc
 from unfoldconv.reference import conv_naive, conv_transpose_naive, unfold_conv
 
 CONV = {1: uc.conv1d, 2: uc.conv2d, 3: uc.conv3d}
@@ -242,6 +242,16 @@ def test_same_padding_at_any_stride(device: torch.device) -> None:
         actual = uc.conv1d(input, weight, stride=stride, padding="same", dilation=dilation)
         assert actual.shape[-1] == positions
         torch.testing.assert_close(actual, expected)
+
+
+def test_output_padding_beyond_the_stride(device: torch.device) -> None:
+    """It may be anything below the dilation; what it appends beyond a stride, no window reads."""
+    input = random_tensor((2, 3, 4, 5), torch.float64, device)
+    weight = random_tensor((3, 2, 3, 2), torch.float64, device)
+    bias = random_tensor((2,), torch.float64, device)
+    for stride, padding, output_padding in itertools.product((1, 2), (0, 1), ((3, 2), (0, 3))):
+        arguments = (input, weight, bias, stride, padding, output_padding, 1, 4)
+        torch.testing.assert_close(uc.conv_transpose2d(*arguments), F.conv_transpose2d(*arguments))
 
 
 def test_same_padding_of_transposed_convolution(device: torch.device) -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch.nn import functional as F
+
 from cases import (
     CASES,
     CASES_2D,
@@ -16,8 +18,6 @@ from cases import (
     random_tensor,
 )
 from compare import assert_same_bits
-from torch.nn import functional as F
-
 from unfoldconv import reference
 from unfoldconv.reference import (
     UnfoldConv,
