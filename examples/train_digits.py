@@ -308,6 +308,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Trains, prints, checks and draws; returns the exit status."""
     options = parse_arguments(arguments)
     torch.manual_seed(options.seed)
+    torch.set_num_threads(1)  # the images are so small that threads would spend their time waiting for each other
     console = Console()
     data = load_data(options.seed)
     weights = initial_weights()
