@@ -217,7 +217,7 @@ def draw_losses(axes: Axes, torch_run: Run, our_run: Run) -> None:
         (torch_run, {"color": THEIRS, "linewidth": 7, "solid_capstyle": "round"}),
         (our_run, {"color": OURS, "linewidth": 1.5, "marker": ".", "markersize": 5}),
     ):
-        axes.semilogy(range(1, epochs + 1), per_epoch(run.losses, epochs).mean(1), label=run.name, **style)
+        axes.semilogy(range(1, epochs + 1), per_epoch(run.losses, epochs).mean(1).numpy(), label=run.name, **style)
     axes.set(title="Two trainings, one loss curve", ylabel="mean training loss")
     axes.tick_params(labelbottom=False)
     axes.legend()
@@ -232,7 +232,9 @@ def draw_gaps(axes: Axes, torch_run: Run, our_run: Run, twin: Run) -> None:
         (our_run, OURS, our_run.name),
     ):
         gaps = (per_epoch(run.losses, epochs) - reference).abs().amax(1)
-        axes.semilogy(range(1, epochs + 1), gaps.clamp(min=1e-9), color=color, marker=".", markersize=5, label=label)
+        axes.semilogy(
+            range(1, epochs + 1), gaps.clamp(min=1e-9).numpy(), color=color, marker=".", markersize=5, label=label
+        )
     axes.set(ylim=(None, 100 * axes.get_ylim()[1]), ylabel="largest gap\nto torch.nn", xlabel="epoch")
     axes.legend(loc="upper left", ncols=2)
 
@@ -250,7 +252,7 @@ def draw_filters(figure: Figure, area: SubplotSpec, weight: Tensor) -> None:
     bound = weight.abs().max().item()
     for index, kernel in enumerate(weight[:, 0]):
         axes = bare(figure.add_subplot(grid[index // 4, index % 4]))
-        axes.imshow(kernel, cmap="RdBu_r", vmin=-bound, vmax=bound)
+        axes.imshow(kernel.numpy(), cmap="RdBu_r", vmin=-bound, vmax=bound)
         if index == 0:
             axes.set_title("The 16 filters of the first layer")
 
@@ -260,14 +262,14 @@ def draw_patches(figure: Figure, area: SubplotSpec, image: Tensor, label: int) -
     columns = uc.unfold(image, kernel_size=3, padding=1)  # (9, 64)
     left, middle, right = (figure.add_subplot(cell) for cell in area.subgridspec(1, 3, width_ratios=(1, 1, 2.7)))
     colors = matplotlib.colormaps["gray_r"].with_extremes(bad=RIM)
-    bare(left).imshow(image[0], cmap=colors)
+    bare(left).imshow(image[0].numpy(), cmap=colors)
     left.set_title(f"A {label} of the test set ...")
     # (9, 64) -> (position's row, tap's row, position's column, tap's column), with a rim of one pixel between patches
     tiles = torch.full((8, 4, 8, 4), torch.nan)
     tiles[:, :3, :, :3] = columns.view(3, 3, 8, 8).permute(2, 0, 3, 1)
-    bare(middle).imshow(tiles.reshape(32, 32)[:-1, :-1], cmap=colors)
+    bare(middle).imshow(tiles.reshape(32, 32)[:-1, :-1].numpy(), cmap=colors)
     middle.set_title("... its 64 patches of 3x3 ...")
-    right.imshow(columns, cmap=colors, aspect="auto")
+    right.imshow(columns.numpy(), cmap=colors, aspect="auto")
     right.set(title="... and the same as a matrix: uc.unfold(image, kernel_size=3, padding=1)", yticks=range(9))
     right.set(xlabel="position: one column for each patch", ylabel="tap")
 
@@ -308,6 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Trains, prints, checks and draws; returns the exit status."""
     options = parse_arguments(arguments)
     torch.manual_seed(options.seed)
+    torch.set_num_threads(1)  # the images are so small that threads would spend their time waiting for each other
     console = Console()
     data = load_data(options.seed)
     weights = initial_weights()
@@ -342,10 +345,12 @@ def main(arguments: list[str] | None = None) -> int:
          f"bound {single_bound:.1e} ({TWIN_FACTOR:.0f} x that of the twin)", single_gap <= single_bound),
     )  # fmt: skip
     for sentence, holds in checks:
-        console.print(f"[green]ok[/]    {sentence}" if holds else f"[red]FAILS[/] {sentence}", highlight=False)
+        console.print(
+            f"[green]ok[/]    {sentence}" if holds else f"[red]FAILS[/] {sentence}", highlight=False, soft_wrap=True
+        )
 
     draw(options.output, torch_run, our_run, twin, data)
-    console.print(f"picture: {options.output}", highlight=False)
+    console.print(f"picture: {options.output}", highlight=False, soft_wrap=True)
     return 0 if options.no_check or all(holds for _, holds in checks) else 1
 
 

@@ -55,9 +55,10 @@ def _attribute(padding: Padding, kernel_size: Sizes) -> str | Sizes | Pairs:
     return window.padding_low if window.padding_low == window.padding_high else _pairs(window)
 
 
-def spatial_sizes(input: Tensor, rank: int) -> Sizes:
+def batched_shape(input: Tensor, rank: int) -> Sizes:
+    """(N, C, *I), of an input that may lack the batch."""
     batched, _ = functional._batched("input", input, rank + 2)
-    return batched.shape[2:]
+    return batched.shape
 
 
 def _extend(input: Tensor, amounts: Pairs, padding_mode: str) -> Tensor:
@@ -156,7 +157,7 @@ class ConvModule(ConvolutionModule):
         """torch.nn's name for this step, kept for code that calls it with a weight of its own."""
         padding: Padding = self.padding
         if self.padding_mode != "zeros":
-            sizes = spatial_sizes(input, self._rank)
+            sizes = batched_shape(input, self._rank)[2:]
             amounts = _pairs(window_of(sizes, self.kernel_size, self.stride, padding, self.dilation))
             input, padding = _extend(input, amounts, self.padding_mode), 0
         return self._function(input, weight, bias, self.stride, padding, self.dilation, self.groups)
@@ -246,7 +247,7 @@ class ConvTransposeModule(ConvolutionModule):
         """The window as numbers, and the output padding that gives `output_size`."""
         if output_size is None:
             return transposed_window_of(self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation)
-        sizes = spatial_sizes(input, self._rank)
+        sizes = batched_shape(input, self._rank)[2:]
         if len(output_size) not in (self._rank, input.dim()):
             raise GeometryError(
                 f"output_size must have {self._rank} or {input.dim()} elements for {input.dim()}D input, but got "

@@ -14,7 +14,7 @@ stands for one size per spatial axis. The batch may be absent.
 from torch import Tensor, nn
 
 from . import functional
-from ._conv_modules import ConvModule, ConvolutionModule, ConvTransposeModule, check_channels, spatial_sizes
+from ._conv_modules import ConvModule, ConvolutionModule, ConvTransposeModule, batched_shape, check_channels
 from ._geometry import IntOrTuple, Padding
 
 __all__ = [
@@ -87,8 +87,8 @@ class _Lazy(ConvolutionModule):
 
     def initialize_parameters(self, input: Tensor, *args: object, **kwargs: object) -> None:
         """Makes the parameters for the channels of this input."""
-        check_channels(0, self.out_channels, self.groups)
-        spatial_sizes(input, self._rank)
+        if isinstance(self.weight, nn.UninitializedParameter):
+            check_channels(batched_shape(input, self._rank)[1], self.out_channels, self.groups)
         super().initialize_parameters(input, *args, **kwargs)  # type: ignore[misc]
 
 
