@@ -107,5 +107,7 @@ def test_sanitized_library_takes_the_place_of_the_module(library: Path) -> None:
 
 def test_ops_pass_under_the_sanitizers(library: Path) -> None:
     files = [Path("tests") / name for name in OP_TESTS]
-    done = run_sanitized("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *files, library=library)
+    # With pytest's usual capture, the report would die with the process.
+    options = ["-q", "-x", "--capture=sys", "-p", "no:cacheprovider"]
+    done = run_sanitized("-m", "pytest", *options, *files, library=library)
     assert done.returncode == 0, done.stdout[-10_000:]
