@@ -105,7 +105,7 @@ def build(
     library = directory / f"{name}_{fingerprint}.so"
     if not library.exists():
         kind = f"with CUDA {toolkit.version}" if toolkit else "without CUDA"
-        _report(f"compiling {root} {kind} into {directory}; this takes a while, later calls reuse it")
+        _report(f"compiling {root} {kind} into {directory}: this takes a while, later calls reuse it")
         _build.build_library(
             root,
             library,

@@ -1,0 +1,113 @@
+"""The op tests on a library built with AddressSanitizer and UndefinedBehaviorSanitizer; they abort at a first fault."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.utils.cpp_extension import get_cxx_compiler
+
+from unfoldconv import _build
+from unfoldconv._build import Profile
+
+ROOT = Path(__file__).resolve().parent.parent
+OP_TESTS = ["test_columns.py", "test_convolution.py", "test_errors.py", "test_fuzz.py"]
+SANITIZE = "-fsanitize=address,undefined"
+SANITIZED = Profile(
+    compile=(SANITIZE, "-fno-sanitize-recover=undefined", "-fno-wrapv", "-fno-omit-frame-pointer", "-O1", "-g"),
+    link=(SANITIZE,),
+)
+
+# Faults of the kinds that the kernels could have, in memory that torch has allocated.
+FAULTS = r"""
+#define PUBLIC extern "C" __attribute__((visibility("default")))
+PUBLIC float element(const float* data, long index) { return data[index]; }
+PUBLIC int sum(int left, int right) { return left + right; }
+PUBLIC int quotient(int left, int right) { return left / right; }
+"""
+USE_FAULTS = """
+import ctypes, sys, torch
+library = ctypes.CDLL(sys.argv[1])
+library.element.restype = ctypes.c_float
+data = torch.ones(1000)
+def element(index):
+    return library.element(ctypes.c_void_p(data.data_ptr()), ctypes.c_long(index))
+print(CALL)
+"""
+
+
+def build(sources: Path, folder: Path) -> Path:
+    library = folder / "sanitized.so"
+    _build.build_library(sources, library, folder / "objects", version=_build.VERSION, toolkit=None, profile=SANITIZED)
+    return library
+
+
+def run_sanitized(*arguments: str | Path, library: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs Python with the run-time libraries of the sanitizers, and the package bound to `library`."""
+    compiler = shlex.split(get_cxx_compiler())
+    preloaded = []
+    for name in ("libasan.so", "libstdc++.so.6"):
+        path = subprocess.run([*compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        if not Path(path).is_absolute():
+            pytest.skip(f"{compiler[0]} has no {name}: no sanitizers here")
+        preloaded.append(path)
+    environment = os.environ | {
+        "LD_PRELOAD": " ".join(preloaded),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+        "PYTHONPATH": str(ROOT),
+    }
+    if library is not None:
+        environment["UNFOLDCONV_LIBRARY"] = str(library)
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("faults")
+    (folder / "faults.cpp").write_text(FAULTS)
+    return build(folder, folder)
+
+
+@pytest.mark.parametrize(
+    ("call", "report"),
+    [
+        ("element(999)", None),
+        ("element(1000)", "AddressSanitizer: heap-buffer-overflow"),
+        ("element(-1)", "AddressSanitizer: heap-buffer-overflow"),
+        ("library.sum(2**31 - 2, 1)", None),
+        ("library.sum(2**31 - 1, 1)", "signed integer overflow"),
+        ("library.quotient(1, 0)", "division by zero"),
+    ],
+)
+def test_sanitizers_see_planted_faults(faults: Path, call: str, report: str | None) -> None:
+    done = run_sanitized("-c", USE_FAULTS.replace("CALL", call), faults)
+    assert (done.returncode == 0) == (report is None), done.stdout
+    if report is not None:
+        assert report in done.stdout
+        assert "faults.cpp:" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def library() -> Path:
+    return build(ROOT / "csrc", ROOT / "build" / "sanitizers")
+
+
+def test_sanitized_library_takes_the_place_of_the_module(library: Path) -> None:
+    code = "import unfoldconv; print([line.split()[-1] for line in open('/proc/self/maps')])"
+    done = run_sanitized("-c", code, library=library)
+    assert str(library) in done.stdout
+    assert "_C.abi3.so" not in done.stdout
+
+
+def test_ops_pass_under_the_sanitizers(library: Path) -> None:
+    files = [Path("tests") / name for name in OP_TESTS]
+    # With pytest's usual capture, the report would die with the process.
+    options = ["-q", "-x", "--capture=sys", "-p", "no:cacheprovider"]
+    done = run_sanitized("-m", "pytest", *options, *files, library=library)
+    assert done.returncode == 0, done.stdout[-10_000:]
