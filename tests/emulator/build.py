@@ -1,0 +1,93 @@
+"""Compiles the CUDA sources for the emulator, as they are or with a fault planted in a copy, and imports the result."""
+
+import functools
+import importlib.util
+import sysconfig
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from torch.utils.cpp_extension import include_paths
+
+from unfoldconv._build.objects import Compilation, compile_all, exclusive, link
+
+EMULATOR = Path(__file__).parent
+ROOT = EMULATOR.parents[1]
+CSRC = ROOT / "csrc"
+BUILD = ROOT / "build" / "emulator"
+
+_COMMAND = (
+    *("g++", "-c", "-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique"),
+    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+    f"-I{EMULATOR}",  # its cuda_runtime.h
+    *(f"-isystem{path}" for path in include_paths()),
+    f"-isystem{sysconfig.get_path('include')}",
+)
+
+# What kernels do with indices, pointers and integers is checked as they run. The emulator turns the trap of a violation
+# into an error of the launch.
+_CHECKS = (
+    "-fsanitize=bounds-strict,alignment,signed-integer-overflow,shift,integer-divide-by-zero",
+    "-fsanitize-undefined-trap-on-error",
+)
+
+# Replacements in one file: what stands there exactly once, and what comes instead.
+Edits = Sequence[tuple[str, str]]
+
+
+def load(planted: Mapping[str, Edits] | None = None, name: str = "emulated") -> ModuleType:
+    """Returns the module of module.cpp, built anew where a source has changed.
+
+    Args:
+        planted: Faults by path below csrc. The files are edited in a copy.
+        name: Tells the builds of different faults apart.
+    """
+    return _load(name, tuple((path, tuple(edits)) for path, edits in (planted or {}).items()))
+
+
+@functools.cache
+def _load(name: str, planted: tuple[tuple[str, Edits], ...]) -> ModuleType:
+    library = BUILD / f"{name}.so"
+    with exclusive(BUILD, lambda: None):
+        sources = [*sorted(EMULATOR.glob("*.c*")), *sorted((CSRC / "cuda").glob("*.cu"))]
+        if planted:
+            copy = BUILD / name / "csrc"
+            _copy(copy, dict(planted))
+            edited = {CSRC / path: copy / path for path, _ in planted}
+            sources = [edited.get(source, source) for source in sources]
+        objects = [
+            Compilation(
+                source,
+                BUILD / (name if source.is_relative_to(BUILD) else "") / f"{source.name}.o",
+                (*_COMMAND, *(_CHECKS if source.suffix == ".cu" else ()), "-x", "c++"),
+            )
+            for source in sources
+        ]
+        compile_all(objects, lambda line: None)
+        link(["g++"], [compilation.output for compilation in objects], library, [])
+    spec = importlib.util.spec_from_file_location("emulated", library)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _copy(copy: Path, planted: Mapping[str, Edits]) -> None:
+    """Copies csrc with the faults in it. Files that are already there and right stay, and so do their objects."""
+    for source in CSRC.rglob("*"):
+        if not source.is_file():
+            continue
+        path = source.relative_to(CSRC)
+        text = source.read_text()
+        for old, new in planted.get(str(path), ()):
+            assert text.count(old) == 1, (
+                f"{path} must contain exactly once, but contains {text.count(old)} times: {old}"
+            )
+            text = text.replace(old, new)
+        target = copy / path
+        if not target.exists() or target.read_text() != text:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_text(text)
+    for target in [path for path in copy.rglob("*") if path.is_file() and not (CSRC / path.relative_to(copy)).exists()]:
+        target.unlink()
