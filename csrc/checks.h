@@ -43,13 +43,12 @@ inline Sizes sizes_of(const Tensor& tensor) {
 
 inline const char* name_of(const Tensor& tensor) { return torch::headeronly::toString(tensor.scalar_type()); }
 
-// The product of sizes, times the bytes of an element, which must fit 63 bits. Any number of factors may be zero.
+// The product of sizes, times the bytes of an element, must fit 63 bits. A size of zero counts as one, so that the
+// product of some of the sizes fits as well.
 inline void check_bytes(const char* what, const Tensor& like, std::initializer_list<int64_t> factors) {
-  for (int64_t factor : factors)
-    if (factor == 0) return;
   int64_t bytes = element_size(like.scalar_type());
   bool overflow = false;
-  for (int64_t factor : factors) overflow |= __builtin_mul_overflow(bytes, factor, &bytes);
+  for (const int64_t factor : factors) overflow |= __builtin_mul_overflow(bytes, factor == 0 ? 1 : factor, &bytes);
   check(!overflow, what, " must take fewer than 2^63 bytes, but got ", text(Sizes(factors)), " elements");
 }
 

@@ -100,8 +100,12 @@ def output_size(size: Sequence[int], kernel_size: Sequence[int], window: Window)
 def transposed_output_size(
     size: Sequence[int], kernel_size: Sequence[int], window: Window, output_padding: Sequence[int]
 ) -> Sizes:
-    """The size of a transposed convolution's result along each axis."""
-    return tuple(
+    """The size of a transposed convolution's result along each axis.
+
+    Raises:
+        GeometryError: where nothing is left.
+    """
+    sizes = tuple(
         [
             (size[axis] - 1) * window.stride[axis]
             - window.padding_low[axis]
@@ -111,11 +115,22 @@ def transposed_output_size(
             for axis in range(len(kernel_size))
         ]
     )
+    for length in sizes:
+        if length < 1:
+            for name, numbers in (("stride", window.stride), ("dilation", window.dilation)):
+                if min(numbers) < 1:
+                    raise GeometryError(f"{name} must be positive (greater than zero), but got {numbers}")
+            raise GeometryError(
+                f"output size must be positive (Given input size per channel: {list(size)}. Calculated output size per "
+                f"channel: {list(sizes)}. Output size is too small), but got {sizes}"
+            )
+    return sizes
 
 
 def _low_high(padding: object, rank: int) -> tuple[Sizes, Sizes]:
     """Numbers or (low, high) pairs per axis -> the lows and the highs."""
     if isinstance(padding, int):
+        _check_padding((padding,), padding)
         both = (padding,) * rank
         return both, both
     if isinstance(padding, Iterable) and not isinstance(padding, torch.Tensor):
@@ -127,12 +142,18 @@ def _low_high(padding: object, rank: int) -> tuple[Sizes, Sizes]:
                 raise GeometryError(
                     f"padding must have one (low, high) pair per spatial axis ({rank}), but got {padding}"
                 )
-            if any(number < 0 for pair in low_high for number in pair):
-                raise GeometryError(f"padding must be non-negative, but got {padding}")
-            return tuple([pair[0] for pair in low_high]), tuple([pair[1] for pair in low_high])
+            lows, highs = tuple([pair[0] for pair in low_high]), tuple([pair[1] for pair in low_high])
+            _check_padding(lows + highs, padding)
+            return lows, highs
         padding = entries
     both = per_axis("padding", padding, rank)
+    _check_padding(both, padding)
     return both, both
+
+
+def _check_padding(numbers: Sizes, given: object) -> None:
+    if any([number < 0 for number in numbers]):
+        raise GeometryError(f"padding must be non-negative (negative padding is not supported), but got {given}")
 
 
 def _named_padding(padding: str) -> str:
