@@ -9,12 +9,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from derivatives import OPS, OPS_2D, Op
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import unfoldconv as uc
+from derivatives import OPS, OPS_2D, Op
 from unfoldconv import _autograd
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
@@ -126,7 +126,7 @@ def test_no_graph_without_need() -> None:
     assert uc.conv2d(x, w).requires_grad
 
 
-# --- torch.func: compared with torch's own convolution ------------------------------------------------------------------
+# --- torch.func: compared with torch's own convolution ----------------------------------------------------------------
 
 
 def _loss(conv2d: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -198,9 +198,7 @@ def test_vmap(op: Op) -> None:
         ]
         together = vmap(op.function, in_dims=in_dims)(*arguments)
         for index in range(3):
-            single = [
-                a if dim is None else a.select(dim, index) for a, dim in zip(arguments, in_dims, strict=True)
-            ]
+            single = [a if dim is None else a.select(dim, index) for a, dim in zip(arguments, in_dims, strict=True)]
             torch.testing.assert_close(together[index], op.function(*single), msg=f"in_dims={in_dims}")
 
 
@@ -230,7 +228,7 @@ def test_vmap_of_derivatives(op: Op) -> None:
         torch.testing.assert_close(together, singles)
 
 
-# --- torch.ops.unfoldconv.* called directly -----------------------------------------------------------------------------
+# --- torch.ops.unfoldconv.* called directly ---------------------------------------------------------------------------
 
 _WINDOW = ([2, 1], [1, 0], [0, 1], [1, 2])
 
@@ -248,7 +246,9 @@ def _direct_calls() -> list[tuple[str, tuple[object, ...]]]:
     ]
 
 
-direct_call = pytest.mark.parametrize("name, arguments", _direct_calls(), ids=lambda a: a if isinstance(a, str) else "")
+direct_call = pytest.mark.parametrize(
+    ("name", "arguments"), _direct_calls(), ids=lambda a: a if isinstance(a, str) else ""
+)
 
 
 @direct_call

@@ -1,17 +1,17 @@
 """torch.compile and torch.export: whole graphs, symbolic sizes, and fake results with the strides of the real ones."""
 
 import itertools
-from pathlib import Path
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import torch
-from cases import CASES, CASES_2D, Case, channels_last, random_tensor
-from derivatives import OPS, Op
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import unfoldconv as uc
+from cases import CASES, CASES_2D, Case, channels_last, random_tensor
+from derivatives import OPS, Op
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 
@@ -122,9 +122,7 @@ def test_fake_results_have_the_strides_of_real_ones(case: Case) -> None:
         for fx, fw in itertools.product(_formats(x), _formats(w)):
             _same_layout(ops.im2col, [fx(x), sizes[1], *window], "im2col")
             _same_layout(ops.conv, [fx(x), fw(w), None, *window, case.groups], "conv")
-            _same_layout(
-                ops.conv_input_grad, [fx(y), fw(w), None, sizes[0], *window, case.groups], "conv_input_grad"
-            )
+            _same_layout(ops.conv_input_grad, [fx(y), fw(w), None, sizes[0], *window, case.groups], "conv_input_grad")
             _same_layout(ops.conv_weight_grad, [fx(y), fw(x), sizes[1], *window, case.groups], "conv_weight_grad")
 
 

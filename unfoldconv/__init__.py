@@ -1,7 +1,7 @@
 """Convolution by unfolding, as a compiled PyTorch extension.
 
-`unfold` (im2col), `fold` (col2im), convolutions and transposed convolutions in 1-D, 2-D and 3-D, with gradients of every
-order, on CPU and CUDA. The functions and modules take the arguments of their namesakes in torch, and more; see
+`unfold` (im2col), `fold` (col2im), convolutions and transposed convolutions in 1-D, 2-D and 3-D, with gradients of
+every order, on CPU and CUDA. The functions and modules take the arguments of their namesakes in torch, and more; see
 `unfoldconv.functional` and `unfoldconv.modules`.
 """
 

@@ -61,15 +61,15 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 def _route(op: Callable[..., Tensor], lean: type[Function], full: type[Function], tensors: Any, *rest: Any) -> Tensor:
     if not torch.compiler.is_dynamo_compiling() and _transforming():
-        return full.apply(*tensors, *rest)  # type: ignore[no-any-return, no-untyped-call]
+        return full.apply(*tensors, *rest)  # type: ignore[no-any-return]
     if _needs_grad(*tensors):
-        return lean.apply(*tensors, *rest)  # type: ignore[no-any-return, no-untyped-call]
+        return lean.apply(*tensors, *rest)  # type: ignore[no-any-return]
     return _call(op, *tensors, *rest)
 
 
 # --- the formulas: (context, grad) -> gradients, (context, tangents) -> tangent -------------------------------------
-# ctx.saved_tensors are the op's two operands (the lean Functions leave out one that no needed gradient uses), ctx.window
-# is (stride, padding_low, padding_high, dilation[, groups]), ctx.sizes what else a gradient has to know.
+# ctx.saved_tensors are the op's two operands (the lean Functions leave out one that no needed gradient uses),
+# ctx.window is (stride, padding_low, padding_high, dilation[, groups]), ctx.sizes what else a gradient has to know.
 
 
 def _conv_vjp(ctx: Any, grad: Tensor) -> Grads:
@@ -209,9 +209,7 @@ class _ConvInputGradFull(Function):
         return _conv_input_grad_vjp(ctx, *grads)
 
     @staticmethod
-    def jvp(
-        ctx: Any, grad_output: Tensor | None, weight: Tensor | None, bias: Tensor | None, *_: Any
-    ) -> Tensor | None:
+    def jvp(ctx: Any, grad_output: Tensor | None, weight: Tensor | None, bias: Tensor | None, *_: Any) -> Tensor | None:
         product = _bilinear_jvp(conv_input_grad, ctx, grad_output, weight, None, ctx.input_size, *ctx.window)
         return _sum(product, _bias_tangent(ctx, bias))
 
@@ -332,9 +330,7 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Te
     return _route(_ops.conv, _Conv, _ConvFull, (input, weight, bias), *window)
 
 
-def conv_input_grad(
-    grad_output: Tensor, weight: Tensor, bias: Tensor | None, input_size: Any, *window: Any
-) -> Tensor:
+def conv_input_grad(grad_output: Tensor, weight: Tensor, bias: Tensor | None, input_size: Any, *window: Any) -> Tensor:
     """The adjoint of conv in its input: grad_output (N, O, *P) -> (N, C, *input_size), plus bias (C)."""
     tensors = (grad_output, weight, bias)
     return _route(_ops.conv_input_grad, _ConvInputGrad, _ConvInputGradFull, tensors, input_size, *window)

@@ -49,8 +49,8 @@ class Window(NamedTuple):
 
 def as_int(name: str, value: object) -> int:
     """One whole number; a SymInt passes as it is."""
-    if isinstance(value, (int, torch.SymInt)):
-        return value
+    if isinstance(value, int) or type(value) is torch.SymInt:
+        return value  # type: ignore[return-value]
     try:
         return operator.index(value)  # type: ignore[arg-type]
     except (TypeError, RuntimeError):
@@ -152,7 +152,7 @@ def _low_high(padding: object, rank: int) -> tuple[Sizes, Sizes]:
 
 
 def _check_padding(numbers: Sizes, given: object) -> None:
-    if any([number < 0 for number in numbers]):
+    if min(numbers) < 0:
         raise GeometryError(f"padding must be non-negative (negative padding is not supported), but got {given}")
 
 
@@ -214,7 +214,7 @@ def transposed_window_of(
         return Window(strides, zeros, zeros, dilations), extra
     if any(extra):
         raise GeometryError(f"output_padding must be 0 with padding='same', but got {extra}")
-    excess = [span_of(kernel, dilation) - step for kernel, dilation, step in zip(kernel_size, dilations, strides)]
+    excess = [span_of(kernel_size[axis], dilations[axis]) - strides[axis] for axis in range(rank)]
     lows = tuple([max(number, 0) // 2 for number in excess])
     highs = tuple([max(number, 0) - low for number, low in zip(excess, lows, strict=True)])
     return Window(strides, lows, highs, dilations), tuple([max(-number, 0) for number in excess])

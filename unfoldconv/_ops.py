@@ -52,8 +52,9 @@ def _result(sizes: Sequence[int], first: Tensor, second: Tensor) -> Tensor:
 
 def _same_positions(grad_output: Tensor, size: Sequence[int], kernel_size: Sequence[int], window: Window) -> None:
     expected = output_size(size, kernel_size, window)
+    message = f"grad_output must have the size {expected} of the output, but got {tuple(grad_output.shape[2:])}"
     for got, positions in zip(grad_output.shape[2:], expected, strict=True):
-        torch._check(got == positions, lambda: f"grad_output must have the size {expected} of the output, but got {got}")
+        torch._check(got == positions, lambda: message)
 
 
 @_fake("im2col")
@@ -86,9 +87,7 @@ def _(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Te
 
 
 @_fake("conv_input_grad")
-def _(
-    grad_output: Tensor, weight: Tensor, bias: Tensor | None, input_size: Sequence[int], *arguments: Any
-) -> Tensor:
+def _(grad_output: Tensor, weight: Tensor, bias: Tensor | None, input_size: Sequence[int], *arguments: Any) -> Tensor:
     window, groups = Window(*map(tuple, arguments[:4])), arguments[4]
     _same_positions(grad_output, input_size, weight.shape[2:], window)
     return _result((grad_output.shape[0], weight.shape[1] * groups, *input_size), grad_output, weight)

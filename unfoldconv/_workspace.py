@@ -7,7 +7,7 @@ from . import _ops
 from ._geometry import GeometryError
 
 
-class workspace_limit:  # noqa: N801 - reads as a function, works as a context manager, like torch.no_grad
+class workspace_limit:
     """Bounds the workspace of every convolution, in bytes: per thread on the CPU, per op on CUDA.
 
     Called, it sets the limit; used in a `with` statement, it puts the former limit back at the end. It holds for the

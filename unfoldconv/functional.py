@@ -27,9 +27,9 @@ from ._geometry import (
     Sizes,
     as_int,
     per_axis,
+    translated,
     transposed_output_size,
     transposed_window_of,
-    translated,
     window_of,
 )
 
@@ -65,7 +65,7 @@ def _public(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
     def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
         operands = (*args, *kwargs.values()) if kwargs else args
         if has_torch_function(operands):
-            return handle_torch_function(call, operands, *args, **kwargs)  # type: ignore[no-any-return]
+            return handle_torch_function(call, operands, *args, **kwargs)
         try:
             return function(*args, **kwargs)
         except RuntimeError as error:
@@ -143,7 +143,7 @@ def conv1d(
     dilation: IntOrTuple = 1,
     groups: int = 1,
 ) -> Tensor:
-    """1-D convolution (cross-correlation), see `conv2d`: input (N, C, L), weight (O, C / groups, K) -> (N, O, L_out)."""
+    """1-D convolution (cross-correlation), see `conv2d`: input (N, C, L), weight (O, C / groups, K)."""
     return _conv(1, input, weight, bias, stride, padding, dilation, groups)
 
 

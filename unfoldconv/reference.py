@@ -378,7 +378,7 @@ class UnfoldConvFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,  # noqa: ANN401  (torch gives it no type with the attributes set here)
+        ctx: Any,
         input: Tensor,
         weight: Tensor,
         bias: Tensor | None,
@@ -395,7 +395,7 @@ class UnfoldConvFunction(torch.autograd.Function):
         return conv_naive(input, weight, bias, stride, padding, dilation, groups)
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         """The gradients of input, weight and bias, and None for the arguments that are not tensors."""
         input, weight = ctx.saved_tensors
         needs_input, needs_weight, needs_bias = ctx.needs_input_grad[:3]
