@@ -1,1 +1,1 @@
-"""Runs the CUDA kernels on the CPU: their own sources, compiled by the C++ compiler against an emulated CUDA runtime."""
+"""Runs CUDA kernels on the CPU: their own sources, compiled by g++ against an emulated CUDA runtime."""

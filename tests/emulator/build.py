@@ -2,6 +2,8 @@
 
 import functools
 import importlib.util
+import os
+import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -65,10 +67,16 @@ def _load(name: str, planted: tuple[tuple[str, Edits], ...]) -> ModuleType:
         ]
         compile_all(objects, lambda line: None)
         link(["g++"], [compilation.output for compilation in objects], library, [])
-    spec = importlib.util.spec_from_file_location("emulated", library)
+    # A full name of its own, by which pybind11 tells modules apart.
+    spec = importlib.util.spec_from_file_location(f"{name}.emulated", library)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    before = sys.getdlopenflags()
+    sys.setdlopenflags(os.RTLD_LAZY)  # a copy may lack what its test does not call
+    try:
+        module = importlib.util.module_from_spec(spec)
+    finally:
+        sys.setdlopenflags(before)
     spec.loader.exec_module(module)
     return module
 

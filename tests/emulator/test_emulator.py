@@ -7,13 +7,12 @@ from torch import Tensor
 from .build import load
 
 SCHEDULES = [("forward", 0), ("reverse", 0), ("shuffled", 1), ("shuffled", 2)]
-emulated = load()
 
 
 @pytest.fixture(params=SCHEDULES, ids=lambda schedule: f"{schedule[0]}{schedule[1]}")
 def schedule(request: pytest.FixtureRequest) -> None:
     name, seed = request.param
-    emulated.set_schedule(getattr(emulated.Order, name), seed)
+    load().set_schedule(getattr(load().Order, name), seed)
 
 
 # For what the order of threads might change.
@@ -31,7 +30,7 @@ def probe(
     """Runs a kernel of probes.cu with one thread for each value and returns what it wrote."""
     values = values.to(torch.int32)
     out = torch.full_like(values, 12345) if out is None else out
-    emulated.probe(name, grid, (len(values), 1, 1), shared_bytes, values.data_ptr(), out.data_ptr())
+    load().probe(name, grid, (len(values), 1, 1), shared_bytes, values.data_ptr(), out.data_ptr())
     return out
 
 
@@ -104,7 +103,7 @@ def test_the_emulator_goes_on_after_an_error() -> None:
 
 @pytest.mark.parametrize(("bytes", "guard_end"), [(4096, True), (4096, False), (20, True), (20, False), (0, True)])
 def test_a_guarded_buffer_is_memory_up_to_its_guard(bytes: int, guard_end: bool) -> None:
-    memory = emulated.Guarded(bytes, guard_end)
+    memory = load().Guarded(bytes, guard_end)
     view = memoryview(memory).cast("B")
     view[:] = b"\7" * bytes
     assert view.tobytes() == b"\7" * bytes
@@ -115,11 +114,11 @@ def test_a_guarded_buffer_is_memory_up_to_its_guard(bytes: int, guard_end: bool)
     [(True, 1, "byte 0 behind a buffer of 128 bytes"), (False, -1, "byte 4 before a buffer of 128 bytes")],
 )
 def test_a_guard_catches_the_element_next_to_the_buffer(guard_end: bool, first: int, message: str) -> None:
-    memory = emulated.Guarded(128, guard_end)
+    memory = load().Guarded(128, guard_end)
     address = torch.frombuffer(memory, dtype=torch.int32).data_ptr() + 4 * first
     out = torch.empty(32, dtype=torch.int32)
     with pytest.raises(RuntimeError, match=message):
-        emulated.probe("reverse", (1, 1, 1), (32, 1, 1), 0, address, out.data_ptr())
+        load().probe("reverse", (1, 1, 1), (32, 1, 1), 0, address, out.data_ptr())
 
 
 # --- warps ------------------------------------------------------------------------------------------------------------
@@ -171,20 +170,20 @@ def test_atomic_additions_all_count() -> None:
 )
 def test_a_launch_beyond_the_limits_of_cuda_is_an_error(grid: tuple[int, ...], block: tuple[int, ...]) -> None:
     with pytest.raises(RuntimeError, match="must stay within the limits of CUDA"):
-        emulated.probe("reverse", grid, block, 0, 0, 0)
+        load().probe("reverse", grid, block, 0, 0, 0)
 
 
 def test_a_failed_launch_is_reported_and_names_the_library() -> None:
     with pytest.raises(
-        RuntimeError, match="CUDA error while launching a kernel of unfoldconv: .* must reach a barrier"
+        RuntimeError, match=r"CUDA error while launching a kernel of unfoldconv: .* must reach a barrier"
     ):
-        emulated.probe_launch("return_before_barrier", 1, 0, torch.zeros(256, dtype=torch.int32).data_ptr())
+        load().probe_launch("return_before_barrier", 1, 0, torch.zeros(256, dtype=torch.int32).data_ptr())
 
 
 def test_no_work_is_no_launch() -> None:
-    before = emulated.launch_count()
-    emulated.probe_launch("reverse", 0, 0, 0)
-    assert emulated.launch_count() == before
+    before = load().launch_count()
+    load().probe_launch("reverse", 0, 0, 0)
+    assert load().launch_count() == before
 
 
 @in_any_order
@@ -193,12 +192,12 @@ def test_a_smaller_grid_does_all_items_and_tiles_once(most_blocks: int) -> None:
     items, tiles = 1100, 5
     counts = torch.zeros(items + tiles, dtype=torch.int32)
     sizes = torch.tensor([items, tiles], dtype=torch.int32)
-    emulated.set_limits(index=2**31 - 1, blocks=most_blocks)
+    load().set_limits(index=2**31 - 1, blocks=most_blocks)
     try:
-        emulated.probe_launch("count_items", 5, sizes.data_ptr(), counts.data_ptr())
+        load().probe_launch("count_items", 5, sizes.data_ptr(), counts.data_ptr())
     finally:
-        emulated.set_limits(index=2**31 - 1, blocks=2**31 - 1)
-    assert emulated.last_launch()[1:] == (most_blocks, 256)
+        load().set_limits(index=2**31 - 1, blocks=2**31 - 1)
+    assert load().last_launch()[1:] == (most_blocks, 256)
     assert counts[:items].tolist() == [1] * items
     assert counts[items:].tolist() == [256] * tiles
 
@@ -217,7 +216,7 @@ def test_the_divider_divides(bits: int) -> None:
     dividends = torch.tensor(interesting + some)
     for divisor in [*interesting[1:], *some[:100]]:
         quotients, remainders = torch.empty_like(dividends), torch.empty_like(dividends)
-        emulated.probe_divider(
+        load().probe_divider(
             bits, len(dividends), dividends.data_ptr(), divisor, quotients.data_ptr(), remainders.data_ptr()
         )
         assert torch.equal(quotients, dividends // divisor), divisor
