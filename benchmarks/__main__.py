@@ -81,7 +81,7 @@ def _measure(arguments: argparse.Namespace, argv: Sequence[str], console: Consol
     limits = Limits(arguments.rounds, arguments.seconds)
     interrupted = False
     try:
-        report.show(run_cases(cases, select_peers(arguments), limits, report), len(cases))
+        report.show(run_cases(cases, select_peers(arguments, cases), limits, report), len(cases))
     except KeyboardInterrupt:
         interrupted = True
     status = report.finish(arguments.json)

@@ -19,6 +19,9 @@ ERROR_FACTOR = 8.0
 """How many times torch's error ours may be. Sums of the same terms in other sound orders differ by nearly as much in
 float32: folding adds the taps of one channel one by one where a direct convolution adds them in a tree."""
 
+MAX_OVER_RMS = 6.0
+"""The largest of a million normal errors is five times their root mean square."""
+
 SAMPLED_GROUPS = 8
 REFERENCE_COLUMNS_BYTES = 1 << 30
 """The float64 reference goes through the batch in slices whose columns are about this large."""
@@ -99,8 +102,15 @@ class Reference:
 
         Returns:
             `ERROR_FACTOR` times torch's error, or times that of the float64 result rounded to the dtype, if larger.
+            Both are zero where the dtype is that of the reference; there, in place of the latter, what rounding every
+            partial sum makes of terms with random signs: sqrt(terms) units of roundoff.
         """
-        rounding = error(self._expected.to(self._case.dtype.torch), self._expected)
+        dtype = self._case.dtype
+        rounding = error(self._expected.to(dtype.stored), self._expected)
+        if dtype.stored == dtype.accurate:
+            terms = self._case.problem.work(self._case.pass_).flop / max(1, math.prod(self._case.result_shape))
+            roundoff = torch.finfo(dtype.stored).eps / 2 * math.sqrt(terms)
+            rounding = Error(roundoff, MAX_OVER_RMS * roundoff)
         return Error(max(torch_error.rms, rounding.rms), max(torch_error.max, rounding.max)).times(ERROR_FACTOR)
 
     def _compute(self, operands: Operands) -> Tensor:
@@ -145,7 +155,7 @@ class Reference:
         """The channels of the sampled groups, along the axis that holds the channels group by group."""
         if self._groups is None:
             return values
-        groups = values.unflatten(group_axis, (self._case.problem.groups, -1))
+        groups: Tensor = values.unflatten(group_axis, (self._case.problem.groups, -1))
         return groups.index_select(group_axis, self._groups).flatten(group_axis, group_axis + 1)
 
 

@@ -17,23 +17,23 @@ class DType:
 
     Attributes:
         name: The short name.
-        torch: The dtype of the operands and of the result.
-        fp32_precision: What torch may do inside float32 products on CUDA: ``"ieee"`` or ``"tf32"``.
+        stored: The dtype of the operands and of the result.
+        tf32: Whether torch may round the factors of float32 products on CUDA to TensorFloat-32.
     """
 
     name: str
-    torch: torch.dtype
-    fp32_precision: str = "ieee"
+    stored: torch.dtype
+    tf32: bool = False
 
     @property
     def flop_factor(self) -> int:
         """Real multiply-adds in one multiply-add of this dtype."""
-        return 4 if self.torch.is_complex else 1
+        return 4 if self.stored.is_complex else 1
 
     @property
     def accurate(self) -> torch.dtype:
         """The dtype in which results are checked: float64, or complex128."""
-        return torch.complex128 if self.torch.is_complex else torch.float64
+        return torch.complex128 if self.stored.is_complex else torch.float64
 
 
 DTYPES = {
@@ -41,7 +41,7 @@ DTYPES = {
     for d in (
         DType("bf16", torch.bfloat16),
         DType("f16", torch.float16),
-        DType("tf32", torch.float32, "tf32"),
+        DType("tf32", torch.float32, tf32=True),
         DType("f32", torch.float32),
         DType("f64", torch.float64),
         DType("c64", torch.complex64),
@@ -82,7 +82,7 @@ class Case:
     @property
     def columns_bytes(self) -> int:
         """Size of the unfolded input."""
-        return math.prod(self.problem.columns_shape) * self.dtype.torch.itemsize
+        return math.prod(self.problem.columns_shape) * self.dtype.stored.itemsize
 
     def refusal(self) -> str | None:
         """Why torch has no such case, or None where it has."""
@@ -90,7 +90,7 @@ class Case:
             return "torch has no channels_last format for 1-D layers"
         if self.memory_format == "channels_last" and self.pass_ == "fold":
             return "columns have no memory format"
-        if self.dtype.fp32_precision == "tf32" and self.device.type != "cuda":
+        if self.dtype.tf32 and self.device.type != "cuda":
             return "tf32 is a setting of CUDA"
         return None
 
@@ -120,9 +120,9 @@ def make_operands(case: Case) -> Operands:
 
     def tensor(shape: tuple[int, ...], scale: float = 1.0) -> Tensor:
         # Drawn in 32 bits, so that dtypes of one device see the same numbers, rounded.
-        drawn = torch.complex64 if case.dtype.torch.is_complex else torch.float32
+        drawn = torch.complex64 if case.dtype.stored.is_complex else torch.float32
         values = torch.randn(shape, dtype=drawn, device=case.device, generator=generator).mul_(scale)
-        return values.to(case.dtype.torch, memory_format=_torch_format(case.memory_format, len(shape)))
+        return values.to(case.dtype.stored, memory_format=_torch_format(case.memory_format, len(shape)))
 
     folding = case.pass_ == "fold"
     return Operands(
@@ -143,18 +143,14 @@ def _torch_format(memory_format: str, dims: int) -> torch.memory_format:
 def precision(case: Case) -> Iterator[None]:
     """Sets torch's float32 precision for convolutions and matrix products alike, and cuDNN's search, for a while.
 
-    Every implementation runs under the same setting. The setting of cuDNN's RNNs follows, because torch refuses to
-    report ``torch.backends.cudnn.allow_tf32`` where it differs from that of the convolutions.
+    Every implementation runs under the same setting. ``allow_tf32`` sets torch's newer ``fp32_precision`` with it; the
+    reverse is not so, and torch refuses to read the former where the two disagree.
     """
-    backends = (torch.backends.cudnn.conv, torch.backends.cudnn.rnn, torch.backends.cuda.matmul)
-    before = [backend.fp32_precision for backend in backends]
-    benchmark = torch.backends.cudnn.benchmark
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark
+    tf32 = case.dtype.tf32
     try:
-        for backend in backends:
-            backend.fp32_precision = case.dtype.fp32_precision
-        torch.backends.cudnn.benchmark = True
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = tf32, tf32, True
         yield
     finally:
-        torch.backends.cudnn.benchmark = benchmark
-        for backend, value in zip(backends, before, strict=True):
-            backend.fp32_precision = value
+        cudnn.allow_tf32, matmul.allow_tf32, cudnn.benchmark = before

@@ -26,9 +26,11 @@ LONG_ENOUGH_SECONDS = {"cpu": 0.05, "cuda": 0.005}
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Attributes:
-    bandwidth: Bytes per second, read and written together, by copy or triad, whichever is faster.
-    flop_rate: FLOPs per second of a square matrix product in the dtype and precision at hand.
+    """The best that was seen.
+
+    Attributes:
+        bandwidth: Bytes per second, read and written together, by copy or triad, whichever is faster.
+        flop_rate: FLOPs per second of a square matrix product in the dtype and precision at hand.
     """
 
     bandwidth: float
@@ -37,7 +39,7 @@ class Ceilings:
     def floor_seconds(self, case: Case) -> float:
         """The time below which the case cannot be done from memory."""
         work = case.problem.work(case.pass_)
-        transfer = work.elements * case.dtype.torch.itemsize / self.bandwidth
+        transfer = work.elements * case.dtype.stored.itemsize / self.bandwidth
         return max(transfer, work.valid_flop * case.dtype.flop_factor / self.flop_rate)
 
 
@@ -58,7 +60,7 @@ def measure_flop_rate(case: Case, clock: Clock) -> float:
     best = 0.0
     for size in MATRIX_SIZES:
         # Random, as the cases are: a GPU draws less power, and clocks higher, on constant data.
-        a, b = (torch.randn((size, size), dtype=case.dtype.torch, device=case.device) for _ in range(2))
+        a, b = (torch.randn((size, size), dtype=case.dtype.stored, device=case.device) for _ in range(2))
         out = torch.empty_like(a)
         seconds = _best(lambda: torch.mm(a, b, out=out), clock)  # noqa: B023  called in this iteration only
         best = max(best, 2 * size**3 * case.dtype.flop_factor / seconds)

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+BUSY_SHARE = 0.5
+"""Load per core, averaged over the last minute, from which a machine counts as busy."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -40,6 +42,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "last_level_cache_bytes": last_level_cache_bytes(),
+        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
     }
     if device.type == "cuda":
@@ -53,6 +56,17 @@ def hardware(device: torch.device) -> dict[str, Any]:
             "gpu_driver": _command(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0"]),
         }
     return found
+
+
+def busy_warning() -> str | None:
+    """What to say if other work takes the processor: with threads that wait for each other, times then mislead."""
+    try:
+        load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    except OSError:
+        return None
+    if load < BUSY_SHARE * cores:
+        return None
+    return f"the machine is busy (load {load:.1f} on {cores} cores): times will mislead"
 
 
 def device_name(found: dict[str, Any]) -> str:

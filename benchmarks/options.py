@@ -2,7 +2,7 @@
 
 import argparse
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,14 @@ from .problems import LAYERS_FILE, Problem, load_problems
 
 
 def add_options(parser: argparse.ArgumentParser, passes: Sequence[str]) -> None:
-    """Adds the options of a subcommand that measures `passes`."""
+    """Adds the options of a subcommand that measures `passes`. Lists are comma-separated, and their options repeat."""
+
+    def add_list(flag: str, dest: str, valid: Iterable[str], default: list[str], text: str) -> None:
+        parse = _list_of(tuple(valid))
+        parser.add_argument(
+            flag, dest=dest, type=parse, action=_ExtendAction, default=default, metavar="LIST", help=text
+        )
+
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
     for flag, dest, valid, default, text in (
         ("--dtype", "dtypes", DTYPES, ["f32"], "number formats"),
@@ -23,9 +30,9 @@ def add_options(parser: argparse.ArgumentParser, passes: Sequence[str]) -> None:
         ("--peer", "peers", PEERS, list(PEERS), "what to compare with; torch is always there"),
     ):
         described = f"{text}: {', '.join(valid)} (default: {', '.join(default)})"
-        parser.add_argument(flag, dest=dest, action=_ListAction, valid=valid, default=default, help=described)
-    parser.add_argument("--name", action=_ListAction, default=[], help="only layers whose name contains one of these")
-    parser.add_argument("--family", action=_ListAction, default=[], help="only families, in the same way")
+        add_list(flag, dest, valid, default, described)
+    add_list("--name", "names", (), [], "only layers whose name contains one of these")
+    add_list("--family", "families", (), [], "only families whose name contains one of these")
     parser.add_argument("--layers-file", type=Path, default=LAYERS_FILE, metavar="FILE", help="layers to measure")
     parser.add_argument("--seconds", type=_positive(float), default=300.0, help="time to aim at (default: %(default)s)")
     parser.add_argument("--rounds", type=_positive(int), default=30, help="rounds at most (default: %(default)s)")
@@ -51,7 +58,7 @@ def select_cases(arguments: argparse.Namespace, suits: Callable[[Problem], bool]
     problems = [
         problem
         for problem in load_problems(arguments.layers_file, device.type)
-        if suits(problem) and chosen(problem.name, arguments.name) and chosen(problem.family, arguments.family)
+        if suits(problem) and chosen(problem.name, arguments.names) and chosen(problem.family, arguments.families)
     ]
     cases = [
         Case(problem, pass_, DTYPES[dtype], memory_format, device)
@@ -67,27 +74,36 @@ def select_cases(arguments: argparse.Namespace, suits: Callable[[Problem], bool]
     return known
 
 
-def select_peers(arguments: argparse.Namespace) -> list[Peer]:
-    """The peers beside torch that the options ask for."""
-    return [PEERS[name] for name in arguments.peers if name != TORCH.name]
+def select_peers(arguments: argparse.Namespace, cases: Sequence[Case]) -> list[Peer]:
+    """The peers beside torch that the options ask for and that can do any of the cases."""
+    others = (PEERS[name] for name in arguments.peers if name != TORCH.name)
+    return [peer for peer in others if any(peer.refusal(case) is None for case in cases)]
 
 
-class _ListAction(argparse.Action):
-    """A comma-separated list of valid values; repeating the option extends the list, the first use replaces the default."""
-
-    def __init__(self, *, valid: Sequence[str] = (), **keywords: Any) -> None:
-        super().__init__(metavar="LIST", **keywords)
-        self._valid = tuple(valid)
+class _ExtendAction(argparse.Action):
+    """Adds to a list; the first use replaces the default, where argparse's own "extend" would add to it."""
 
     def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
     ) -> None:
         before = getattr(namespace, self.dest)
-        added = [value for value in values.split(",") if value]
-        for value in added:
-            if self._valid and value not in self._valid:
-                raise argparse.ArgumentError(self, f"must be among {', '.join(self._valid)}, but got {value}")
-        setattr(namespace, self.dest, list(dict.fromkeys([*([] if before is self.default else before), *added])))
+        chosen = [*([] if before is self.default else before), *(values or ())]
+        setattr(namespace, self.dest, list(dict.fromkeys(chosen)))
+
+
+def _list_of(valid: Sequence[str]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        values = [value for value in text.split(",") if value]
+        for value in values:
+            if valid and value not in valid:
+                raise argparse.ArgumentTypeError(f"must be among {', '.join(valid)}, but got {value}")
+        return values
+
+    return parse
 
 
 def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:

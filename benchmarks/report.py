@@ -15,8 +15,9 @@ from rich.table import Table
 
 from .cases import Case
 from .ceilings import Ceilings
-from .hardware import device_name, hardware, versions
+from .hardware import busy_warning, device_name, hardware, versions
 from .harness import Observer
+from .problems import CONVOLUTION_PASSES
 from .results import SCHEMA, CaseResult, Side, case_json, summary_json
 
 MEBIBYTE = 1 << 20
@@ -53,6 +54,7 @@ class Report(Observer):
         self._failures = 0
 
     def ceilings(self, dtype: str, ceilings: Ceilings) -> None:
+        """Shows the ceilings of a dtype."""
         self._data["ceilings"][dtype] = {
             "bytes_per_second": ceilings.bandwidth,
             "flop_per_second": ceilings.flop_rate,
@@ -61,6 +63,7 @@ class Report(Observer):
         self._print(f"ceilings {dtype}: {bandwidth:.1f} GB/s, {rate:.1f} GFLOP/s")
 
     def begin(self, case: Case) -> None:
+        """Names the case at the progress bar."""
         if self._progress:
             bar, task = self._progress
             bar.update(task, description=case.label)
@@ -75,6 +78,8 @@ class Report(Observer):
         versions_ = self._data["versions"]
         self._print(f"unfoldconv {versions_['unfoldconv']} beside torch {versions_['torch']}", style="bold")
         self._print(device_name(self._data["hardware"]))
+        if warning := busy_warning():
+            self._print(warning, style="yellow")
         with self._bar(total):
             for result in results:
                 if not self._data["cases"]:
@@ -103,7 +108,7 @@ class Report(Observer):
             self._print(f"{self._failures} of {len(self._data['cases'])} cases WRONG or FAILED", style="bold red")
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(self._data, indent=1, default=str) + "\n")
+            path.write_text(results_text(self._data))
             self._print(f"results: {path}")
         return int(self._failures > 0)
 
@@ -122,9 +127,29 @@ class Report(Observer):
         self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
+def results_text(data: dict[str, Any]) -> str:
+    """The results file: JSON with a line per case, numbers to six digits."""
+    blocks = []
+    for key, value in data.items():
+        if isinstance(value, list):
+            lines = ",\n".join(f" {json.dumps(_rounded(item))}" for item in value)
+            blocks.append(f"{json.dumps(key)}: [\n{lines}\n]")
+        else:
+            blocks.append(f"{json.dumps(key)}: {json.dumps(_rounded(value))}")
+    return "{\n" + ",\n".join(blocks) + "\n}\n"
+
+
+def _rounded(value: Any) -> Any:  # noqa: ANN401  any JSON value
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list | tuple) else value
+
+
 HEAD = (
     f"{'layer':<20} {'family':<26} {'dtype':<5} {'format':<6} {'pass':<11} {'ours ms':>9} {'torch ms':>9} "
-    f"{'torch/ours [quartiles]':>23} {'GFLOP/s':>9} {'x floor':>8} {'MiB ours':>9} {'torch':>8}  others/ours"
+    f"{'torch/ours [quartiles]':>23} {'rate':>12} {'x floor':>8} {'MiB ours':>9} {'torch':>8}  others/ours"
 )
 
 
@@ -142,7 +167,7 @@ def case_line(result: CaseResult) -> str:
     rest = "  ".join(_other(side) for side in others)
     return (
         f"{head} {ours.seconds.median * 1e3:9.3f} {torch_side.seconds.median * 1e3:9.3f} "
-        f"{ratio.median:8.2f} [{ratio.q1:5.2f}, {ratio.q3:5.2f}] {(result.flop_rate or 0) / 1e9:9.1f} "
+        f"{ratio.median:8.2f} [{ratio.q1:5.2f}, {ratio.q3:5.2f}] {_rate(result):>12} "
         f"{result.times_floor or 0:8.2f} {_mebibytes(ours):>9} {_mebibytes(torch_side):>8}  {rest}"
     ).rstrip()
 
@@ -156,11 +181,13 @@ def summary_tables(summary: Sequence[dict[str, Any]]) -> Iterator[Table]:
         peers = list(entries["all", "all"]["ratio"])
         table = Table(title=f"peer time / our time, geometric means, {dtype}, {memory_format}", title_justify="left")
         table.add_column("family")
-        for heading in ("cases", *(f"torch {pass_}" for pass_ in passes), *(f"{peer} all" for peer in peers), "x floor"):
+        measured = (*(f"torch {pass_}" for pass_ in passes), *(f"{peer} all" for peer in peers))
+        for heading in ("cases", *measured, "x floor"):
             table.add_column(heading, justify="right")
         for family in families:
             whole = entries[family, "all"]
-            cells = [entries[family, pass_]["ratio"]["torch"] if (family, pass_) in entries else None for pass_ in passes]
+            parts = (entries.get((family, pass_)) for pass_ in passes)
+            cells = [part and part["ratio"]["torch"] for part in parts]
             cells += [*whole["ratio"].values(), whole["times_floor"]]
             if family == "all":
                 table.add_section()
@@ -170,6 +197,13 @@ def summary_tables(summary: Sequence[dict[str, Any]]) -> Iterator[Table]:
 
 def _mebibytes(side: Side) -> str:
     return "-" if side.extra_bytes is None else f"{side.extra_bytes / MEBIBYTE:.1f}"
+
+
+def _rate(result: CaseResult) -> str:
+    """What bounds the pass: arithmetic of a convolution, bytes of unfolding and folding."""
+    if result.case.pass_ in CONVOLUTION_PASSES:
+        return f"{(result.flop_rate or 0) / 1e9:.1f} GF/s"
+    return f"{(result.byte_rate or 0) / 1e9:.1f} GB/s"
 
 
 def _other(side: Side) -> str:

@@ -67,9 +67,15 @@ class CaseResult:
 
     @property
     def flop_rate(self) -> float | None:
-        """FLOPs per second, by the customary count."""
+        """Our FLOPs per second, by the customary count."""
         flop = self.case.problem.work(self.case.pass_).flop * self.case.dtype.flop_factor
         return flop / self.ours.seconds.median if self.ours.seconds else None
+
+    @property
+    def byte_rate(self) -> float | None:
+        """Our bytes per second, operands and result counted once."""
+        moved = self.case.problem.work(self.case.pass_).elements * self.case.dtype.stored.itemsize
+        return moved / self.ours.seconds.median if self.ours.seconds else None
 
     def side(self, name: str) -> Side | None:
         """The peer of that name, if it took part."""
@@ -93,11 +99,12 @@ def case_json(result: CaseResult) -> dict[str, Any]:
         "problem": problem,
         "flop": work.flop * factor,
         "valid_flop": work.valid_flop * factor,
-        "bytes": work.elements * case.dtype.torch.itemsize,
+        "bytes": work.elements * case.dtype.stored.itemsize,
         "columns_bytes": case.columns_bytes,
         "floor_ms": result.floor_seconds * 1e3,
         "times_floor": result.times_floor,
         "flop_per_second": result.flop_rate,
+        "bytes_per_second": result.byte_rate,
         "error_bound": asdict(result.bound) if result.bound else None,
         "ours": _side_json(result.ours),
         "peers": {side.peer.name: _side_json(side) for side in result.theirs},
@@ -110,7 +117,7 @@ def case_key(case: dict[str, Any]) -> tuple[str, ...]:
 
 
 def geometric_mean(values: Iterable[float]) -> float | None:
-    """exp of the mean logarithm; None of no values."""
+    """The exponential of the mean logarithm; None of no values."""
     logarithms = [math.log(value) for value in values]
     return math.exp(math.fsum(logarithms) / len(logarithms)) if logarithms else None
 

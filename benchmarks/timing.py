@@ -39,9 +39,11 @@ class CpuClock:
     """``time.perf_counter`` around as many calls as fill `CPU_MIN_SECONDS`. Caches are as the call before left them."""
 
     def now(self) -> float:
+        """Seconds."""
         return time.perf_counter()
 
     def measure(self, run: Run) -> float:
+        """Seconds a call, the mean of several."""
         calls = 0
         start = self.now()
         while True:
@@ -63,16 +65,18 @@ class CudaClock:
         self._flushed = torch.empty(CUDA_FLUSH_BYTES, dtype=torch.uint8, device=device)
 
     def now(self) -> float:
+        """Seconds."""
         return time.perf_counter()
 
     def measure(self, run: Run) -> float:
+        """Seconds of one call."""
         start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._flushed.zero_()
         start.record()
         run()
         stop.record()
         stop.synchronize()
-        return start.elapsed_time(stop) / 1e3
+        return float(start.elapsed_time(stop)) / 1e3
 
 
 def make_clock(device: torch.device) -> Clock:
