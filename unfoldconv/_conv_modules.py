@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from . import functional
+from ._calls import batched
 from ._geometry import (
     GeometryError,
     IntOrTuple,
@@ -57,8 +57,8 @@ def _attribute(padding: Padding, kernel_size: Sizes) -> str | Sizes | Pairs:
 
 def batched_shape(input: Tensor, rank: int) -> Sizes:
     """(N, C, *I), of an input that may lack the batch."""
-    batched, _ = functional._batched("input", input, rank + 2)
-    return batched.shape
+    image, _ = batched("input", input, rank + 2)
+    return image.shape
 
 
 def _extend(input: Tensor, amounts: Pairs, padding_mode: str) -> Tensor:

@@ -1,0 +1,46 @@
+"""What every public function does around its work."""
+
+import functools
+from collections.abc import Callable
+from typing import ParamSpec
+
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from ._geometry import GeometryError, translated
+
+P = ParamSpec("P")
+
+
+def public(function: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Lets `__torch_function__` have the call first, and shows the compiled code's refusals as GeometryError."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        operands = (*args, *kwargs.values()) if kwargs else args
+        if has_torch_function(operands):
+            return handle_torch_function(call, operands, *args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except RuntimeError as error:
+            raise translated(error) from None
+
+    return call
+
+
+def check_tensor(name: str, value: object) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must be a Tensor, but got {type(value).__name__}")
+
+
+def batched(name: str, tensor: Tensor, dim: int) -> tuple[Tensor, bool]:
+    """The tensor with a batch dimension, `dim` in all, and whether it lacked one."""
+    check_tensor(name, tensor)
+    if tensor.dim() == dim:
+        return tensor, False
+    if tensor.dim() == dim - 1:
+        return tensor.unsqueeze(0), True
+    raise GeometryError(
+        f"{name} must have {dim - 1} (unbatched) or {dim} (batched) dimensions (Expected {dim - 1}D (unbatched) or "
+        f"{dim}D (batched) input), but got input of size: {list(tensor.shape)}"
+    )

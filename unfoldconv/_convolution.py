@@ -1,0 +1,207 @@
+"""Convolution and transposed convolution. Shapes and arguments are told at `conv2d` and `conv_transpose2d`."""
+
+import operator
+
+from torch import Tensor
+
+from . import _autograd
+from ._calls import batched, check_tensor, public
+from ._geometry import (
+    GeometryError,
+    IntOrTuple,
+    Padding,
+    as_int,
+    transposed_output_size,
+    transposed_window_of,
+    window_of,
+)
+
+
+def _conv(
+    rank: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrTuple,
+    padding: Padding,
+    dilation: IntOrTuple,
+    groups: int,
+) -> Tensor:
+    input, unbatched = batched("input", input, rank + 2)
+    _check_operands(rank, weight, bias)
+    window = window_of(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    output = _autograd.conv(input, weight, bias, *window, as_int("groups", groups))
+    return output.squeeze(0) if unbatched else output
+
+
+def _check_operands(rank: int, weight: Tensor, bias: Tensor | None) -> None:
+    check_tensor("weight", weight)
+    if bias is not None:
+        check_tensor("bias", bias)
+    if weight.dim() != rank + 2:
+        raise GeometryError(
+            f"weight must have {rank + 2} dimensions (channels, channels / groups, *kernel_size), but got shape "
+            f"{tuple(weight.shape)}"
+        )
+
+
+@public
+def conv1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor:
+    """1-D convolution (cross-correlation), see `conv2d`: input (N, C, L), weight (O, C / groups, K)."""
+    return _conv(1, input, weight, bias, stride, padding, dilation, groups)
+
+
+@public
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor:
+    """2-D convolution (cross-correlation), the operation of `torch.nn.functional.conv2d`.
+
+    Args:
+        input: Images, shape (N, C, H, W) or (C, H, W).
+        weight: Kernels, shape (O, C / groups, *kernel_size), of the input's dtype and device.
+        bias: One number per output channel, shape (O,), or None.
+        stride: Elements from one position to the next, an int or one per axis.
+        padding: Zeros around the image: an int, one per axis, a (low, high) pair per axis, `'valid'` for none, or
+            `'same'` for ceil(size / stride) positions along each axis.
+        dilation: Elements from one tap of the kernel to the next, an int or one per axis.
+        groups: Divides input and output channels into groups that do not see each other.
+
+    Returns:
+        Shape (N, O, *positions), positions = (size + padding_low + padding_high - dilation * (kernel - 1) - 1) //
+        stride + 1; channels_last where the input or the weight is.
+
+    Raises:
+        GeometryError: if sizes, groups, dtypes or devices do not fit together, or the output would be empty.
+        TypeError: if an argument is of the wrong type.
+
+    Example:
+        >>> import torch, unfoldconv as uc
+        >>> uc.conv2d(torch.ones(1, 3, 8, 8), torch.ones(4, 3, 3, 3), stride=2, padding="same").shape
+        torch.Size([1, 4, 4, 4])
+    """
+    return _conv(2, input, weight, bias, stride, padding, dilation, groups)
+
+
+@public
+def conv3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    dilation: IntOrTuple = 1,
+    groups: int = 1,
+) -> Tensor:
+    """3-D convolution, see `conv2d`: input (N, C, D, H, W), weight (O, C / groups, *K) -> (N, O, *positions)."""
+    return _conv(3, input, weight, bias, stride, padding, dilation, groups)
+
+
+def _conv_transpose(
+    rank: int,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: IntOrTuple,
+    padding: Padding,
+    output_padding: IntOrTuple,
+    groups: int,
+    dilation: IntOrTuple,
+) -> Tensor:
+    input, unbatched = batched("input", input, rank + 2)
+    _check_operands(rank, weight, bias)
+    kernel_size = weight.shape[2:]
+    window, extra = transposed_window_of(kernel_size, stride, padding, output_padding, dilation)
+    size = transposed_output_size(input.shape[2:], kernel_size, window, extra)
+    # The op takes the size of the result and accepts what a stride leaves over; an output padding beyond that (it may
+    # reach the dilation) is image that no window reads, a negative padding.
+    if any(map(operator.ge, extra, window.stride)):
+        window = window._replace(padding_high=tuple(map(operator.sub, window.padding_high, extra)))
+    output = _autograd.conv_input_grad(input, weight, bias, size, *window, as_int("groups", groups))
+    return output.squeeze(0) if unbatched else output
+
+
+@public
+def conv_transpose1d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    output_padding: IntOrTuple = 0,
+    groups: int = 1,
+    dilation: IntOrTuple = 1,
+) -> Tensor:
+    """1-D transposed convolution, see `conv_transpose2d`: input (N, C, L), weight (C, O / groups, K)."""
+    return _conv_transpose(1, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+@public
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    output_padding: IntOrTuple = 0,
+    groups: int = 1,
+    dilation: IntOrTuple = 1,
+) -> Tensor:
+    """2-D transposed convolution, the operation of `torch.nn.functional.conv_transpose2d`.
+
+    It is the gradient of `conv2d` in its input: each input element adds a scaled kernel to the output.
+
+    Args:
+        input: Images, shape (N, C, H, W) or (C, H, W).
+        weight: Kernels, shape (C, O / groups, *kernel_size).
+        bias: One number per output channel, shape (O,), or None.
+        stride: Output elements from one kernel to the next, an int or one per axis.
+        padding: Elements cut from the full output: an int, one per axis, a (low, high) pair per axis, `'valid'` for
+            none, or `'same'` for size * stride elements along each axis.
+        output_padding: Elements appended at the high end, less than stride or dilation.
+        groups: As in `conv2d`.
+        dilation: As in `conv2d`.
+
+    Returns:
+        Shape (N, O, *sizes), sizes = (size - 1) * stride - padding_low - padding_high + dilation * (kernel - 1) + 1 +
+        output_padding.
+
+    Raises:
+        GeometryError: if sizes, groups, dtypes or devices do not fit together, or the output would be empty.
+        TypeError: if an argument is of the wrong type.
+
+    Example:
+        >>> import torch, unfoldconv as uc
+        >>> uc.conv_transpose2d(torch.ones(1, 4, 5, 5), torch.ones(4, 3, 3, 3), stride=2, padding="same").shape
+        torch.Size([1, 3, 10, 10])
+    """
+    return _conv_transpose(2, input, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+@public
+def conv_transpose3d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: IntOrTuple = 1,
+    padding: Padding = 0,
+    output_padding: IntOrTuple = 0,
+    groups: int = 1,
+    dilation: IntOrTuple = 1,
+) -> Tensor:
+    """3-D transposed convolution, see `conv_transpose2d`: input (N, C, D, H, W), weight (C, O / groups, *K)."""
+    return _conv_transpose(3, input, weight, bias, stride, padding, output_padding, groups, dilation)
