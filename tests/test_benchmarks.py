@@ -305,7 +305,7 @@ def test_the_cpu_clock_repeats_short_calls(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("pass_", CONVOLUTION_PASSES)
 def test_extra_memory_sees_the_column_matrix(tmp_path: Path, pass_: str, device: torch.device) -> None:
-    problem = Problem("", "", 4, 32, 32, (64, 64), (3, 3), (1, 1), (1, 1), (1, 1), 1)
+    problem = Problem("", "", 8, 32, 32, (64, 64), (3, 3), (1, 1), (1, 1), (1, 1), 1)
     case = Case(problem, pass_, DTYPES["f32"], "contiguous", device)
     operands = make_operands(case)
     call = UNFOLD.prepare(case, operands)
@@ -314,7 +314,7 @@ def test_extra_memory_sees_the_column_matrix(tmp_path: Path, pass_: str, device:
     if extra is None:
         pytest.skip("the peak of resident memory cannot be reset here")
     mebibyte = 1 << 20
-    assert case.columns_bytes == 18 * mebibyte
+    assert case.columns_bytes == 36 * mebibyte  # above 32 MiB, malloc returns it to the system at once
     # The products of grad_weight may copy an operand, which is as large as the input at most, or pack the columns.
     most = 2 * case.columns_bytes if pass_ == "grad_weight" else case.columns_bytes + 4 * mebibyte
     assert case.columns_bytes - mebibyte <= extra <= most
