@@ -30,7 +30,7 @@ class Ceilings:
 
     Attributes:
         bandwidth: Bytes per second, read and written together, by copy or triad, whichever is faster.
-        flop_rate: FLOPs per second of a square matrix product in the dtype and precision at hand.
+        flop_rate: FLOPs per second of a square matrix product in the dtype and precision at hand, or a wider dtype.
     """
 
     bandwidth: float
@@ -56,15 +56,26 @@ def measure_bandwidth(device: torch.device, clock: Clock) -> float:
 
 
 def measure_flop_rate(case: Case, clock: Clock) -> float:
-    """FLOPs per second of the best square matrix product in a case's dtype; call it inside `cases.precision`."""
+    """FLOPs per second of the best square matrix product for a case's dtype; call it inside `cases.precision`.
+
+    For a 16-bit dtype float32 is tried as well: an implementation may widen its operands, and on a processor without
+    instructions for the dtype that is what the best one does.
+    """
+    stored = case.dtype.stored
+    computed = {stored, torch.float32} if stored.itemsize == 2 else {stored}
+    return case.dtype.flop_factor * max(_multiply_add_rate(dtype, case.device, clock) for dtype in computed)
+
+
+def _multiply_add_rate(dtype: torch.dtype, device: torch.device, clock: Clock) -> float:
+    """Twice the multiply-adds per second."""
     best = 0.0
     for size in MATRIX_SIZES:
         # Random, as the cases are: a GPU draws less power, and clocks higher, on constant data.
-        a, b = (torch.randn((size, size), dtype=case.dtype.stored, device=case.device) for _ in range(2))
+        a, b = (torch.randn((size, size), dtype=dtype, device=device) for _ in range(2))
         out = torch.empty_like(a)
         seconds = _best(lambda: torch.mm(a, b, out=out), clock)  # noqa: B023  called in this iteration only
-        best = max(best, 2 * size**3 * case.dtype.flop_factor / seconds)
-        if seconds > LONG_ENOUGH_SECONDS[case.device.type]:
+        best = max(best, 2 * size**3 / seconds)
+        if seconds > LONG_ENOUGH_SECONDS[device.type]:
             break
     return best
 

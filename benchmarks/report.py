@@ -139,7 +139,7 @@ def results_text(data: dict[str, Any]) -> str:
     return "{\n" + ",\n".join(blocks) + "\n}\n"
 
 
-def _rounded(value: Any) -> Any:  # noqa: ANN401  any JSON value
+def _rounded(value: Any) -> Any:
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
