@@ -1,7 +1,5 @@
 """Patches: unfold, fold and the patches of a transposed convolution."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -212,6 +210,9 @@ def fold3d(
     return _fold(3, input, output_size, kernel_size, dilation, padding, stride, reduction)
 
 
+_SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+
 def _unfold_transpose(
     rank: int,
     input: Tensor,
@@ -222,30 +223,31 @@ def _unfold_transpose(
     output_padding: IntOrTuple,
 ) -> Tensor:
     input, unbatched = batched("input", input, rank + 2)
+    if input.dtype in _SIGNED:  # torch cannot flip unsigned integers; the bits are the same
+        signed = input.view(_SIGNED[input.dtype])
+        columns = _unfold_transpose(rank, signed, kernel_size, dilation, padding, stride, output_padding)
+        columns = columns.view(input.dtype)
+        return columns.squeeze(0) if unbatched else columns
     kernel = per_axis("kernel_size", kernel_size, rank)
     window, extra = transposed_window_of(kernel, stride, padding, output_padding, dilation)
-    size = transposed_output_size(input.shape[2:], kernel, window, extra)
-    # Output element o reads (o + padding_low - tap * dilation) / stride. Over the image with stride - 1 zeros between
-    # its elements that is a window of stride 1 whose taps run backwards from o - (span - 1 - padding_low).
+    transposed_output_size(input.shape[2:], kernel, window, extra)  # refuses an empty result
+    # Output element o reads (o + padding_low - tap * dilation) / stride: over the image with stride - 1 zeros between
+    # its elements that is a window of stride 1 whose taps run backwards from o + padding_low. With the image back to
+    # front the taps run forwards, and the positions backwards.
     ones, zeros = (1,) * rank, (0,) * rank
-    reach = [step * (taps - 1) for step, taps in zip(window.dilation, kernel, strict=True)]
-    low = [most - less for most, less in zip(reach, window.padding_low, strict=True)]
     stuffed_size = tuple([(n - 1) * step + 1 for n, step in zip(input.shape[2:], window.stride, strict=True)])
-    stuffed = _autograd.col2im(input.flatten(2), stuffed_size, ones, window.stride, zeros, zeros, ones)
-    # A negative padding crops instead.
-    crop = [max(-number, 0) for number in low]
+    backwards = input.flip(tuple(range(2, 2 + rank))).flatten(2)
+    stuffed = _autograd.col2im(backwards, stuffed_size, ones, window.stride, zeros, zeros, ones)
+    lows, highs = [], []
     for axis in range(rank):
-        if crop[axis]:
-            stuffed = stuffed.narrow(2 + axis, crop[axis], stuffed.shape[2 + axis] - crop[axis])
-    lows = tuple([max(number, 0) for number in low])
-    highs = []
-    for axis in range(rank):
-        high = size[axis] + reach[axis] - stuffed.shape[2 + axis] - lows[axis]
-        if high < 0:
-            stuffed = stuffed.narrow(2 + axis, 0, stuffed.shape[2 + axis] + high)
+        reach = window.dilation[axis] * (kernel[axis] - 1)
+        low, high = reach - window.padding_high[axis] + extra[axis], reach - window.padding_low[axis]
+        if low < 0 or high < 0:  # the window leaves out the ends of the image
+            length = stuffed.shape[2 + axis] + min(low, 0) + min(high, 0)
+            stuffed = stuffed.narrow(2 + axis, max(-low, 0), length)
+        lows.append(max(low, 0))
         highs.append(max(high, 0))
-    columns = _autograd.im2col(stuffed, kernel, ones, lows, tuple(highs), window.dilation)
-    columns = columns.unflatten(1, (input.shape[1], math.prod(kernel))).flip(2).flatten(1, 2)
+    columns = _autograd.im2col(stuffed, kernel, ones, tuple(lows), tuple(highs), window.dilation).flip(2)
     return columns.squeeze(0) if unbatched else columns
 
 
