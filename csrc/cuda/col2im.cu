@@ -89,8 +89,9 @@ __device__ __forceinline__ void add_taps(const T* __restrict__ columns, const Ax
 }
 
 template <int Rank, class Index, class T>
-__global__ void __launch_bounds__(kThreads) sum_columns(const T* __restrict__ columns, T* __restrict__ image,
-                                                        const __grid_constant__ Parameters<Rank, Index> parameters) {
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<Index>)
+    sum_columns(const T* __restrict__ columns, T* __restrict__ image,
+                const __grid_constant__ Parameters<Rank, Index> parameters) {
   for_each_item(parameters.count, [&](Index element) {
     Index rest = element;
     Walk<Index> start[Rank];

@@ -100,7 +100,7 @@ struct GatherItems {
 };
 
 template <int Rank, class Index, class From, class To, int Width>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<Index>)
     gather(const From* __restrict__ image, To* __restrict__ columns, const __grid_constant__ Window<Rank, Index> window,
            const __grid_constant__ GatherItems<Rank, Index> items) {
   constexpr int last = Rank - 1;
@@ -169,7 +169,7 @@ struct TileItems {
 
 // A block owns the columns of one tile for one slice of the taps.
 template <int Rank, class Index, class From, class To>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<Index>)
     gather_tiles(const From* __restrict__ image, To* __restrict__ columns,
                  const __grid_constant__ Window<Rank, Index> window, const __grid_constant__ TileItems<Index> items) {
   constexpr int steps = kTile / kTileRows;

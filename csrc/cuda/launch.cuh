@@ -24,6 +24,11 @@ inline Limits limits;
 
 constexpr int kThreads = 256;
 
+// For __launch_bounds__: how many blocks the compiler should make room for in a multiprocessor. 0 leaves that to its
+// own judgement, by which it would rather spill the registers of 64-bit indices than make room for fewer.
+template <class Index>
+constexpr int kResidentBlocks = sizeof(Index) == 8 ? 4 : 0;
+
 // One-dimensional, so that only CUDA's limit along x matters. `blocks` is what the work would fill: kernels stride
 // over it by gridDim.x, because the grid may have fewer.
 struct Grid {

@@ -46,7 +46,7 @@ struct Output {
 };
 
 template <int Rank, class Index, class From, class To>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<Index>)
     store_items(const From* __restrict__ values, const __grid_constant__ Output<Rank, Index, To> output,
                 const __grid_constant__ Divider<Index> positions, Index count) {
   for_each_item(count, [&](Index item) {
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <int Rank, class Index, class From, class To>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<Index>)
     store_tiles(const From* __restrict__ values, const __grid_constant__ Output<Rank, Index, To> output,
                 const __grid_constant__ Tiling<Index> tiles) {
   constexpr int steps = kTile / kTileRows;
