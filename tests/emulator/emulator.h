@@ -47,6 +47,13 @@ const char* last_error();     // of the launch that failed last
 const Launch& last_launch();  // the last one of all
 int64_t launch_count();       // since the start
 
+// --- faults ----------------------------------------------------------------------------------------------------------
+
+// The fault that the kernels of an edited copy have at present, of those that were planted in it; empty: none.
+inline std::string fault;
+
+inline bool planted(const char* name) { return fault == name; }
+
 // --- what a kernel may call ------------------------------------------------------------------------------------------
 
 using Where = std::source_location;

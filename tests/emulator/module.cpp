@@ -116,6 +116,7 @@ PYBIND11_MODULE(emulated, module) {
       .value("shuffled", emulator::Order::shuffled);
   module.def("set_schedule", emulator::set_schedule, py::arg("order"), py::arg("seed") = 0);
   module.def("set_limits", cuda::set_limits, py::arg("index"), py::arg("blocks"));
+  module.def("set_fault", [](const std::string& name) { emulator::fault = name; });
   module.def("launch_count", emulator::launch_count);
   module.def("last_launch", [] {
     const emulator::Launch& last = emulator::last_launch();

@@ -1,0 +1,136 @@
+"""Faults planted in copies of the CUDA sources are found by the emulator."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cases import channels_last, random_tensor
+from compare import assert_same_bits
+from emulator.build import load
+from emulator.kernels import MOST, SCHEDULES, TILED, col2im, expected_columns, im2col, set_schedule, store
+from unfoldconv import reference
+
+# One rank is enough, and compiles faster.
+ONE_RANK = [("UNFOLDCONV_INSTANTIATE(1)\n", ""), ("UNFOLDCONV_INSTANTIATE(3)\n", "")]
+
+
+def check_im2col(emulated: Any, to_format: Any) -> None:
+    image = to_format(random_tensor(TILED.input_shape, torch.int16))
+    assert_same_bits(im2col(image, TILED, emulated=emulated), expected_columns(image, TILED))
+    assert_same_bits(
+        im2col(image, TILED, 0, 3, emulated=emulated), expected_columns(image, TILED)[..., :3].contiguous()
+    )
+
+
+def check_col2im(emulated: Any, to_format: Any) -> None:
+    columns = to_format(random_tensor(TILED.columns_shape, torch.float32))
+    expected = reference.fold_naive(columns, TILED.input_size, TILED.kernel_size, **TILED.window)
+    assert_same_bits(col2im(columns, TILED, emulated=emulated), expected)
+
+
+def check_store(emulated: Any, to_format: Any) -> None:
+    output = to_format(random_tensor((2, 40, 7, 6), torch.float32))
+    values = random_tensor((80, 42), torch.float32)
+    assert_same_bits(store(values, output, emulated=emulated).contiguous(), values.reshape(output.shape))
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An edit of a source, which takes effect while the emulator is told to have the fault of that name."""
+
+    name: str
+    file: str
+    text: str
+    replacement: str  # {fault} is an expression that says whether the fault is in effect
+    check: Callable[[Any, Any], None]
+    to_format: Callable[[Tensor], Tensor]  # of the tensors to check with
+    message: str
+
+    @property
+    def edit(self) -> tuple[str, str]:
+        return self.text, self.replacement.replace("{fault}", f'emulator::planted("{self.name}")')
+
+
+GUARD = "must not be touched"
+VALUES = "the values differ"
+BARRIER = "__syncthreads();"
+NO_BARRIER = "if (!{fault}) __syncthreads();"
+plain = torch.Tensor.contiguous
+
+
+def ignored(condition: str) -> tuple[str, str]:
+    return condition, f"({condition} || {{fault}})"
+
+
+FAULTS = [
+    Fault("no_barrier", "im2col.cu", BARRIER, NO_BARRIER, check_im2col, channels_last, VALUES),
+    Fault("one_buffer", "im2col.cu", "current ^= 1)", "current ^= !{fault})", check_im2col, channels_last, VALUES),
+    Fault(
+        "no_bounds",
+        "im2col.cu",
+        *ignored("static_cast<Unsigned>(index) < static_cast<Unsigned>(image[axis])"),
+        check_im2col,
+        plain,
+        GUARD,
+    ),
+    Fault("odd_pairs", "im2col.cu", *ignored("range.count % 2 == 0"), check_im2col, plain, "a pointer must be aligned"),
+    Fault(
+        "whole_tile",
+        "im2col.cu",
+        *ignored("thread.lane < tile.positions"),
+        check_im2col,
+        channels_last,
+        f"{GUARD}|{VALUES}",
+    ),
+    Fault(
+        "all_positions", "col2im.cu", *ignored("position < axis.positions"), check_col2im, plain, f"{GUARD}|{VALUES}"
+    ),
+    Fault(
+        "no_first_barrier",
+        "store.cu",
+        f"{BARRIER}\n#pragma",
+        f"{NO_BARRIER}\n#pragma",
+        check_store,
+        channels_last,
+        VALUES,
+    ),
+    Fault(
+        "no_last_barrier",
+        "store.cu",
+        f"{BARRIER}  // the next",
+        f"{NO_BARRIER}  // the next",
+        check_store,
+        channels_last,
+        VALUES,
+    ),
+]
+
+
+def load_with_faults() -> Any:
+    edits = {f"cuda/{file}": list(ONE_RANK) for file in sorted({fault.file for fault in FAULTS})}
+    for fault in FAULTS:
+        edits[f"cuda/{fault.file}"].append(fault.edit)
+    return load(edits, "faults")
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.file}-{fault.name}")
+def test_a_planted_fault_is_found(fault: Fault) -> None:
+    emulated = load_with_faults()
+    emulated.set_limits(index=MOST, blocks=2)  # more than one tile for each block
+    found = []
+    for order in SCHEDULES:
+        set_schedule(emulated, *order)
+        emulated.set_fault("")
+        fault.check(emulated, fault.to_format)
+        emulated.set_fault(fault.name)
+        try:
+            fault.check(emulated, fault.to_format)
+        except (AssertionError, RuntimeError) as error:
+            found.append(str(error))
+    assert found, "no order of threads shows it"
+    assert all(re.search(fault.message, text) for text in found), found
