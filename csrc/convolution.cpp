@@ -107,13 +107,15 @@ void run_tasks(const Place& place, int64_t tasks, bool serial, int64_t workspace
 
 int64_t limit_of(const Place& place) { return place.cuda ? workspace_limit().cuda : workspace_limit().cpu; }
 
-// How many of `total` items, each of `bytes`, form a chunk: as many as the limit holds, at least one, and on the CPU
-// few enough that there are tasks for several threads (but not fewer than `minimum` for that reason).
-int64_t chunk_of(const Place& place, int64_t total, int64_t bytes, int64_t minimum) {
-  int64_t chunk = std::max<int64_t>(1, limit_of(place) / std::max<int64_t>(1, bytes));
-  if (!place.cuda) chunk = std::min(chunk, std::max(minimum, ceil_div(total, kTasksPerProblem)));
-  return std::min(chunk, total);
+// How many of `total` items form a chunk: as many as `room` holds at `bytes` each, at least one, and at most what
+// leaves `parts` chunks.
+int64_t chunk_of(int64_t total, int64_t room, int64_t bytes, int64_t parts) {
+  const int64_t most = std::min(room / std::max<int64_t>(1, bytes), ceil_div(total, std::max<int64_t>(1, parts)));
+  return std::clamp<int64_t>(most, 1, std::max<int64_t>(1, total));
 }
+
+// Chunks that a problem should have for the sake of threads.
+int64_t parts_of(const Place& place) { return place.cuda ? 1 : kTasksPerProblem; }
 
 // output[n, g, m, p] = sum_r weight[g, f, m, r] columns[n, g, r, p] (+ bias[g, m]) for each of the `outputs` f; weight
 // is packed as [groups, outputs.size(), M, C * taps]. The outputs are views of one layout.
@@ -130,16 +132,18 @@ void correlate(const Place& place, const Tensor& like, const Planes<Rank>& image
   const ScalarType dtype = compute_dtype(image.dtype);
   const int64_t size = element_size(dtype);
   const int64_t column_bytes = (depth + variants * rows) * size;
-  const int64_t chunk = chunk_of(place, positions, column_bytes, kMinPositions);
+  const int64_t limit = limit_of(place), parts = parts_of(place);
+  const int64_t chunk = chunk_of(positions, limit, column_bytes, std::min(parts, ceil_div(positions, kMinPositions)));
+  const int64_t position_chunks = ceil_div(positions, chunk);
   int64_t chunk_groups = 1, chunk_batch = 1;
-  if (chunk == positions && variants == 1) {
-    chunk_groups = chunk_of(place, groups, chunk * column_bytes, 1);
-    if (chunk_groups == 1 && place.cuda) chunk_batch = chunk_of(place, batch, chunk * column_bytes, 1);
-  }
+  if (chunk == positions && variants == 1)
+    chunk_groups = chunk_of(groups, limit, chunk * column_bytes, ceil_div(parts, batch));
+  const int64_t group_chunks = ceil_div(groups, chunk_groups);
+  if (chunk == positions && variants == 1 && chunk_groups == groups)
+    chunk_batch = chunk_of(batch, limit, groups * chunk * column_bytes, parts);
   const int64_t chunk_planes = chunk_groups * chunk_batch;
   const int64_t column_buffer = aligned(chunk_planes * depth * chunk * size);
   const int64_t product_buffer = aligned(chunk_planes * variants * rows * chunk * size);
-  const int64_t position_chunks = ceil_div(positions, chunk), group_chunks = ceil_div(groups, chunk_groups);
   const int64_t tasks = ceil_div(batch, chunk_batch) * group_chunks * position_chunks;
   const bool serial = 2. * batch * groups * variants * rows * depth * positions < kSerialFlops;
   const torch::stable::Device device = like.device();
@@ -156,8 +160,14 @@ void correlate(const Place& place, const Tensor& like, const Planes<Rank>& image
     im2col<Rank>(place, part.data, part.dtype, part.layout, geometry, range, workspace, dtype);
     // product [variants * rows, range.count] = weight [variants * rows, depth] @ columns [depth, range.count]
     Matrices left = row_major(weight + group * variants * rows * depth * size, variants * rows, depth);
-    if (n > 1) left.batch_stride = 0;  // one weight for every image
-    multiply(n * g, left, row_major(workspace, depth, range.count), product, dtype, device);
+    if (g == 1) {
+      left.batch_stride = 0;  // one weight for every image
+      multiply(n, left, row_major(workspace, depth, range.count), product, dtype, device);
+    } else {
+      for (int64_t i = 0; i < n; ++i)
+        multiply(g, left, row_major(workspace + i * g * depth * range.count * size, depth, range.count),
+                 product + i * g * rows * range.count * size, dtype, device);
+    }
     for (int64_t variant = 0; variant < variants; ++variant) {
       const Planes<Rank> target = outputs[variant].at(first, group).counted(n, g, rows);
       store<Rank>(place, product + variant * rows * range.count * size, dtype,
@@ -261,67 +271,88 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
   const int64_t row_stride = channels * taps;  // of grad_weight, contiguous
 
   // A task owns grad_weight[groups g.., rows r.., channels c.., taps] and adds up every image and chunk of positions in
-  // order. Half of the limit holds the two operands of a product, a quarter each the product and its sum.
-  const int64_t limit = limit_of(place);
-  const int64_t block_rows = std::clamp<int64_t>(limit / 4 / (taps * size), 1, std::max<int64_t>(1, rows));
-  const int64_t block_limit = std::max<int64_t>(1, limit / 4 / (block_rows * taps * size));
-  int64_t block_channels = std::min(channels, block_limit), block_groups = 1;
-  if (!place.cuda)
-    block_channels = std::min(block_channels, std::max<int64_t>(1, ceil_div(channels * groups, kTasksPerProblem)));
-  if (block_channels == channels && block_rows == rows) {
-    block_groups = std::min(groups, std::max<int64_t>(1, block_limit / std::max<int64_t>(1, channels)));
-    if (!place.cuda) block_groups = std::min(block_groups, ceil_div(groups, kTasksPerProblem));
-  }
-  const int64_t depth = block_channels * taps;
-  const int64_t chunk = std::clamp<int64_t>(
-      limit / 2 / std::max<int64_t>(1, block_groups * (depth + block_rows) * size), 1, std::max<int64_t>(1, positions));
-  const int64_t column_buffer = aligned(block_groups * depth * chunk * size);
-  const int64_t grad_buffer = aligned(block_groups * block_rows * chunk * size);
-  const int64_t sum_buffer = aligned(block_groups * block_rows * depth * size);
+  // order. Where that makes too few tasks, the images are split as well, each split has a sum of its own, and these are
+  // added in order at the end. Half of the limit holds the operands of a product, a quarter each products and the sum.
+  const int64_t limit = limit_of(place), parts = parts_of(place);
+  const int64_t block_rows = chunk_of(rows, limit / 4, taps * size, 1);
+  const int64_t block_channels = chunk_of(channels, limit / 4, block_rows * taps * size, ceil_div(parts, groups));
+  const bool whole_groups = block_rows == rows && block_channels == channels;
+  const int64_t block_groups = whole_groups ? chunk_of(groups, limit / 4, rows * row_stride * size, parts) : 1;
+  const int64_t block_bytes = block_groups * block_rows * block_channels * taps * size;
+  const int64_t depth = block_channels * taps, operand_bytes = block_groups * (depth + block_rows) * size;
+  const int64_t chunk = chunk_of(positions, limit / 2, operand_bytes, 1);
+  const int64_t chunk_batch = chunk < positions ? 1
+                                                : std::min(chunk_of(batch, limit / 2, operand_bytes * chunk, 1),
+                                                           chunk_of(batch, limit / 4, block_bytes, 1));
+
   const int64_t row_blocks = ceil_div(rows, block_rows), channel_blocks = ceil_div(channels, block_channels);
-  const int64_t group_blocks = ceil_div(groups, block_groups);
-  const bool serial = 2. * batch * groups * rows * row_stride * positions < kSerialFlops;
+  const int64_t blocks = row_blocks * channel_blocks * ceil_div(groups, block_groups);
+  const int64_t numel = groups * rows * row_stride;
+  const int64_t split = ceil_div(batch, chunk_of(ceil_div(parts, blocks), limit, numel * size, 1));  // images per sum
+  const int64_t splits = ceil_div(batch, split);
+  const Tensor partial = allocate(splits > 1 ? splits * numel * size : 0, input);
+
+  const int64_t column_buffer = aligned(chunk_batch * block_groups * depth * chunk * size);
+  const int64_t grad_buffer = aligned(chunk_batch * block_groups * block_rows * chunk * size);
+  const int64_t product_buffer = aligned(chunk_batch * block_bytes);
+  const bool serial = 2. * batch * numel * positions < kSerialFlops;
   const torch::stable::Device device = input.device();
   Geometry<Rank> pointwise{};  // im2col by it reads grad_output itself
   for (int axis = 0; axis < Rank; ++axis) {
     pointwise.image[axis] = pointwise.positions[axis] = geometry.positions[axis];
     pointwise.kernel[axis] = pointwise.stride[axis] = pointwise.dilation[axis] = 1;
   }
+  // Adds `count` numbers to a sum, or with `first` begins it.
+  const auto add = [&](const char* values, int64_t count, char* sum, bool first) {
+    const int64_t sizes[] = {count};
+    store<1>(place, values, dtype, nullptr, {0, count}, sizes, {{1, 1, 1}, {0, 0, 0}, {1}}, sum, dtype, !first);
+  };
 
   run_tasks(
-      place, group_blocks * channel_blocks * row_blocks, serial, column_buffer + grad_buffer + 2 * sum_buffer, input,
+      place, splits * blocks, serial, column_buffer + grad_buffer + product_buffer + aligned(block_bytes), input,
       [&](int64_t task, char* columns) {
         char* grads = columns + column_buffer;
         char* product = grads + grad_buffer;
-        char* sum = product + sum_buffer;
-        const int64_t row = task % row_blocks * block_rows;
-        const int64_t channel = task / row_blocks % channel_blocks * block_channels;
-        const int64_t group = task / row_blocks / channel_blocks * block_groups;
+        char* sum = product + product_buffer;
+        const int64_t block = task % blocks, first_image = task / blocks * split;
+        const int64_t row = block % row_blocks * block_rows;
+        const int64_t channel = block / row_blocks % channel_blocks * block_channels;
+        const int64_t group = block / row_blocks / channel_blocks * block_groups;
         const int64_t r = std::min(block_rows, rows - row), c = std::min(block_channels, channels - channel);
-        const int64_t g = std::min(block_groups, groups - group);
+        const int64_t g = std::min(block_groups, groups - group), end = std::min(batch, first_image + split);
         const int64_t block_numel = g * r * c * taps;
-        bool empty = true;
-        for (int64_t n = 0; n < batch; ++n) {
-          const Planes<Rank> image_part = image.at(n, group, channel).counted(1, g, c);
-          const Planes<Rank> grad_part = output.at(n, group, row).counted(1, g, r);
-          for (int64_t first = 0; first < positions; first += chunk) {
-            const PositionRange range{first, std::min(chunk, positions - first)};
+        bool first = true;
+        for (int64_t image_index = first_image; image_index < end; image_index += chunk_batch) {
+          const int64_t n = std::min(chunk_batch, end - image_index);
+          const Planes<Rank> image_part = image.at(image_index, group, channel).counted(n, g, c);
+          const Planes<Rank> grad_part = output.at(image_index, group, row).counted(n, g, r);
+          for (int64_t position = 0; position < positions; position += chunk) {
+            const PositionRange range{position, std::min(chunk, positions - position)};
             im2col<Rank>(place, image_part.data, image_part.dtype, image_part.layout, geometry, range, columns, dtype);
             im2col<Rank>(place, grad_part.data, grad_part.dtype, grad_part.layout, pointwise, range, grads, dtype);
-            // product [r, c * taps] = grad_output [r, range.count] @ columns^T [range.count, c * taps]
-            multiply(g, row_major(grads, r, range.count), transposed(row_major(columns, c * taps, range.count)),
-                     empty ? sum : product, dtype, device);
-            if (!empty)
-              store<1>(place, product, dtype, nullptr, {0, block_numel}, {block_numel}, {{1, 1, 1}, {0, 0, 0}, {1}},
-                       sum, dtype, /*accumulate=*/true);
-            empty = false;
+            // product [r, c * taps] = grad_output [r, range.count] @ columns^T [range.count, c * taps] of each image,
+            // group
+            multiply(n * g, row_major(grads, r, range.count), transposed(row_major(columns, c * taps, range.count)),
+                     product, dtype, device);
+            for (int64_t i = 0; i < n; ++i, first = false)
+              add(product + i * block_numel * size, block_numel, sum, first);
           }
         }
-        char* target = static_cast<char*>(grad_weight.data_ptr()) +
-                       ((group * rows + row) * row_stride + channel * taps) * element_size(grad_weight.scalar_type());
-        store<1>(place, sum, dtype, nullptr, {0, c * taps}, {c * taps},
-                 {{1, g, r}, {0, rows * row_stride, row_stride}, {1}}, target, grad_weight.scalar_type());
+        const int64_t offset = (group * rows + row) * row_stride + channel * taps;
+        Planes<1> target{static_cast<char*>(grad_weight.data_ptr()), grad_weight.scalar_type(), {}};
+        if (splits > 1) target = {static_cast<char*>(partial.data_ptr()) + task / blocks * numel * size, dtype, {}};
+        target.layout = {{1, g, r}, {0, rows * row_stride, row_stride}, {1}};
+        const int64_t sizes[] = {c * taps};
+        store<1>(place, sum, dtype, nullptr, {0, c * taps}, sizes, target.layout, target.shifted(offset).data,
+                 target.dtype);
       });
+  if (splits > 1) {
+    char* sums = static_cast<char*>(partial.data_ptr());
+    for (int64_t i = 1; i < splits; ++i) add(sums + i * numel * size, numel, sums, /*first=*/false);
+    const int64_t sizes[] = {numel};
+    store<1>(place, sums, dtype, nullptr, {0, numel}, sizes, {{1, 1, 1}, {0, 0, 0}, {1}}, grad_weight.data_ptr(),
+             grad_weight.scalar_type());
+  }
 }
 
 #define UNFOLDCONV_INSTANTIATE(RANK)                                                                                  \
