@@ -207,7 +207,8 @@ Tensor conv_input_grad_op(const Tensor& grad_output, const Tensor& weight, const
     const auto device = guard(grad_output);
     Tensor grad_input =
         empty_result(with_axes<Rank>(grad_output.size(0), channels, geometry.image), grad_output, weight);
-    conv_input_grad<Rank>(place_of(grad_output), grad_output, weight, contiguous(bias), geometry, groups, grad_input);
+    if (grad_input.numel() > 0)
+      conv_input_grad<Rank>(place_of(grad_output), grad_output, weight, contiguous(bias), geometry, groups, grad_input);
     return grad_input;
   });
 }

@@ -411,6 +411,26 @@ def test_sums_of_nothing_are_zero(rank: int, device: torch.device) -> None:
         assert_same_bits(CONV_TRANSPOSE[rank](input, weight, bias, groups=groups), expected, what)
 
 
+def test_an_empty_result_takes_no_time_whatever_its_size(device: torch.device) -> None:
+    """2^40 positions of no images or no channels: nothing may be counted one by one."""
+    far, ones = 2**40, torch.ones(1, 1, 1, device=device)
+    for batch, channels in ((0, 1), (1, 0)):
+        weight = torch.ones(1, channels, 1, device=device)
+        size = far + 1
+        assert uc.conv_transpose1d(torch.ones(batch, 1, 2, device=device), weight, stride=far).shape == (
+            batch,
+            channels,
+            size,
+        )
+        assert uc.conv1d(torch.ones(batch, 1, 1, device=device), weight.transpose(0, 1), padding=((0, far),)).shape == (
+            batch,
+            channels,
+            size,
+        )
+    assert uc.unfold(ones[:0], (1,), padding=((0, far),)).shape == (0, 1, far + 1)
+    assert uc.fold(ones[:0], (far,), (1,), stride=far).shape == (0, 1, far)
+
+
 def test_the_gradient_of_no_images_is_zero(device: torch.device) -> None:
     case = next(case for case in CASES_2D if case.name.startswith("empty_batch"))
     output, input, _ = operands("conv_weight_grad", case, torch.float32, device)

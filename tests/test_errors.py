@@ -135,6 +135,8 @@ REFUSED = [
     ("unfold_transpose(IMAGE, 2, stride=0)", r"stride must be positive.*got \(0, 0\)"),
     ("unfold_transpose(IMAGE, 2, dilation=0)", r"dilation must be positive.*got \(0, 0\)"),
     ("unfold_transpose(IMAGE, 0)", r"kernel_size must be positive.*got \(0, 0\)"),
+    ("unfold_transpose(IMAGE, (-2, 1))", r"kernel_size must be positive.*got \(-2, 1\)"),
+    ("unfold_transpose(IMAGE, 2, dilation=(-1, 1))", r"dilation must be positive.*got \(-1, 1\)"),
     ("unfold_transpose(IMAGE, 2, padding=-1)", "padding must be non-negative.*got.*-1"),
     ("unfold_transpose(IMAGE, 2, padding=4)", "(?=.*Output size is too small).*but got"),
     ("unfold_transpose(IMAGE, 2, output_padding=-1)", r"output_padding must be non-negative, but got \(-1, -1\)"),

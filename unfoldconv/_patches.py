@@ -230,6 +230,9 @@ def _unfold_transpose(
         return columns.squeeze(0) if unbatched else columns
     kernel = per_axis("kernel_size", kernel_size, rank)
     window, extra = transposed_window_of(kernel, stride, padding, output_padding, dilation)
+    for name, numbers in (("kernel_size", kernel), ("stride", window.stride), ("dilation", window.dilation)):
+        if min(numbers) < 1:  # before sizes are computed from it
+            raise GeometryError(f"{name} must be positive (greater than zero), but got {numbers}")
     transposed_output_size(input.shape[2:], kernel, window, extra)  # refuses an empty result
     # Output element o reads (o + padding_low - tap * dilation) / stride: over the image with stride - 1 zeros between
     # its elements that is a window of stride 1 whose taps run backwards from o + padding_low. With the image back to
