@@ -113,7 +113,8 @@ def build(
             version=_build.VERSION,
             toolkit=toolkit,
             namespace=namespace,
-            echo=_report if verbose else _report_waiting,
+            echo=_report if verbose else lambda _: None,
+            echo_waiting=_report,
         )
     return library, namespace
 
@@ -149,8 +150,3 @@ def _second_package(namespace: str, library: Path) -> ModuleType:
 
 def _report(message: str) -> None:
     print(f"unfoldconv.jit: {message}", file=sys.stderr, flush=True)
-
-
-def _report_waiting(message: str) -> None:
-    if message.startswith("waiting"):
-        _report(message)

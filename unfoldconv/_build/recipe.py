@@ -18,7 +18,8 @@ from .toolkit import Toolkit
 
 TORCH_TARGET = (2, 11)
 PYTHON_TARGET = (3, 11)
-SUFFIXES = (".cpp", ".cu", ".h", ".cuh")
+HEADER_SUFFIXES = (".h", ".cuh")
+SUFFIXES = (".cpp", ".cu", *HEADER_SUFFIXES)
 
 # These two differ from build to build, so only the files that name them get them: a new namespace then leaves the
 # kernels as they are.
@@ -84,6 +85,7 @@ def build_library(
     python_module: bool = False,
     profile: Profile = RELEASE,
     echo: Callable[[str], None] = print,
+    echo_waiting: Callable[[str], None] = print,
 ) -> None:
     """Builds the library of the sources below `root`, compiling only what has changed since the last time.
 
@@ -97,6 +99,7 @@ def build_library(
         python_module: Makes the library importable as a module named `_C`.
         profile: The optimisation and debugging options.
         echo: Is told each step.
+        echo_waiting: Is told that another process is building in the same directory, before this one waits for it.
 
     Raises:
         BuildError: A compiler is missing, or failed.
@@ -105,7 +108,8 @@ def build_library(
     sources = source_files(root, cuda=toolkit is not None, python_module=python_module)
     definitions = {NAMESPACE: namespace, BUILD_INFO: f'"{_build_info(version, toolkit)}"'}
     # A header passes what it names on to whoever includes it.
-    shared = [name for name in definitions if any(name in header.read_text() for header in root.rglob("*.h"))]
+    headers = [path for path in root.rglob("*") if path.suffix in HEADER_SUFFIXES]
+    shared = [name for name in definitions if any(name in header.read_text() for header in headers)]
     compiler, flags = _cxx(), _common_flags(profile)
     if toolkit is not None:
         flags.append("-DUNFOLDCONV_WITH_CUDA")
@@ -130,7 +134,7 @@ def build_library(
     if python_module:
         options.append("-Wl,-z,undefs")  # the interpreter that imports the module has the C API
 
-    with exclusive(build_directory, lambda: echo(f"waiting for another process that builds in {build_directory}")):
+    with exclusive(build_directory, lambda: echo_waiting(f"waiting for another process that builds in {build_directory}")):
         compile_all(compilations, echo)
         echo(f"linking {output}")
         link(compiler, [compilation.output for compilation in compilations], output, options)
