@@ -103,8 +103,10 @@ def transposed_output_size(
     """The size of a transposed convolution's result along each axis.
 
     Raises:
-        GeometryError: where nothing is left.
+        GeometryError: where nothing is left, or there was nothing.
     """
+    if min(size) < 1:
+        raise GeometryError(f"input size must be positive along every spatial axis, but got {tuple(size)}")
     sizes = tuple(
         [
             (size[axis] - 1) * window.stride[axis]

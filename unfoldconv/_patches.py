@@ -234,23 +234,23 @@ def _unfold_transpose(
         if min(numbers) < 1:  # before sizes are computed from it
             raise GeometryError(f"{name} must be positive (greater than zero), but got {numbers}")
     transposed_output_size(input.shape[2:], kernel, window, extra)  # refuses an empty result
-    # Output element o reads (o + padding_low - tap * dilation) / stride: over the image with stride - 1 zeros between
-    # its elements that is a window of stride 1 whose taps run backwards from o + padding_low. With the image back to
+    # Output element o reads (o + padding_low - tap * dilation) / stride: over the image with stride - 1 zeros after
+    # each element that is a window of stride 1 whose taps run backwards from o + padding_low. With the image back to
     # front the taps run forwards, and the positions backwards.
-    ones, zeros = (1,) * rank, (0,) * rank
-    stuffed_size = tuple([(n - 1) * step + 1 for n, step in zip(input.shape[2:], window.stride, strict=True)])
-    backwards = input.flip(tuple(range(2, 2 + rank))).flatten(2)
-    stuffed = _autograd.col2im(backwards, stuffed_size, ones, window.stride, zeros, zeros, ones)
+    spaced = input.flip(tuple(range(2, 2 + rank)))
     lows, highs = [], []
     for axis in range(rank):
+        dim, gap = 2 + axis, window.stride[axis] - 1
+        if gap > 0:
+            behind = [0, 0] * (spaced.dim() - dim - 1)
+            spaced = torch.nn.functional.pad(spaced.unsqueeze(dim + 1), [*behind, 0, gap]).flatten(dim, dim + 1)
         reach = window.dilation[axis] * (kernel[axis] - 1)
-        low, high = reach - window.padding_high[axis] + extra[axis], reach - window.padding_low[axis]
+        low, high = reach - window.padding_high[axis] + extra[axis], reach - window.padding_low[axis] - gap
         if low < 0 or high < 0:  # the window leaves out the ends of the image
-            length = stuffed.shape[2 + axis] + min(low, 0) + min(high, 0)
-            stuffed = stuffed.narrow(2 + axis, max(-low, 0), length)
+            spaced = spaced.narrow(dim, max(-low, 0), spaced.shape[dim] + min(low, 0) + min(high, 0))
         lows.append(max(low, 0))
         highs.append(max(high, 0))
-    columns = _autograd.im2col(stuffed, kernel, ones, tuple(lows), tuple(highs), window.dilation).flip(2)
+    columns = _autograd.im2col(spaced, kernel, (1,) * rank, tuple(lows), tuple(highs), window.dilation).flip(2)
     return columns.squeeze(0) if unbatched else columns
 
 
