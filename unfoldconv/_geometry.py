@@ -106,7 +106,7 @@ def transposed_output_size(
         GeometryError: where nothing is left, or there was nothing.
     """
     if min(size) < 1:
-        raise GeometryError(f"input size must be positive along every spatial axis, but got {tuple(size)}")
+        raise GeometryError(f"input must not be empty along a spatial axis, but got size {tuple(size)}")
     sizes = tuple(
         [
             (size[axis] - 1) * window.stride[axis]
@@ -118,6 +118,8 @@ def transposed_output_size(
         ]
     )
     for length in sizes:
+        if type(length) is int and length >= 2**63:
+            raise GeometryError(f"output size must fit 64-bit integers, but got {sizes}")
         if length < 1:
             for name, numbers in (("stride", window.stride), ("dilation", window.dilation)):
                 if min(numbers) < 1:
