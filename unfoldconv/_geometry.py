@@ -183,10 +183,12 @@ def window_of(
         return Window(strides, zeros, zeros, dilations)
     totals = []
     for axis in range(rank):
-        # -(-a // b) is the ceiling. At stride 1 the total does not depend on the size.
-        step = max(strides[axis], 1)  # a bad stride is refused by the op
-        reach = 0 if step == 1 else (-(-size[axis] // step) - 1) * step - size[axis] + 1
-        totals.append(max(span_of(kernel_size[axis], dilations[axis]) - 1 + reach, 0))
+        # ceil(size / stride) positions read (positions - 1) * stride + span elements, which is
+        # size + span - 1 - (size - 1) % stride. Written so for symbolic sizes: at stride 1 the size drops out, and
+        # only a span below the stride needs a maximum.
+        span, step = span_of(kernel_size[axis], dilations[axis]), max(strides[axis], 1)  # the op refuses a bad stride
+        total = span - 1 if step == 1 else span - 1 - (size[axis] - 1) % step
+        totals.append(total if span >= step else max(total, 0))
     lows = tuple([total // 2 for total in totals])
     return Window(strides, lows, tuple([total - low for total, low in zip(totals, lows, strict=True)]), dilations)
 
