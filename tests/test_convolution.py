@@ -435,3 +435,17 @@ def test_the_gradient_of_no_images_is_zero(device: torch.device) -> None:
     case = next(case for case in CASES_2D if case.name.startswith("empty_batch"))
     output, input, _ = operands("conv_weight_grad", case, torch.float32, device)
     assert_same_bits(conv_weight_grad_op(case, output, input, None), torch.zeros(case.weight_shape, device=device))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_autocast(dtype: torch.dtype, transposed: bool, device: torch.device) -> None:
+    """Convolutions run in the dtype of torch.autocast, float64 and unfold are left alone: as torch treats its own."""
+    ours, torchs = (uc.conv_transpose2d, F.conv_transpose2d) if transposed else (uc.conv2d, F.conv2d)
+    wide = [torch.randn(2, 4, 6, 5, device=device), torch.randn(4, 4, 3, 3, device=device)]
+    with torch.autocast(device.type, dtype):
+        for operands in (wide, [wide[0].to(dtype), wide[1]], [w.double() for w in wide]):
+            actual, expected = ours(*operands), torchs(*operands)
+            assert actual.dtype == expected.dtype
+            torch.testing.assert_close(actual, expected, rtol=2**-6, atol=2**-6)
+        assert uc.unfold(wide[0], 3).dtype == torch.float32

@@ -2,6 +2,7 @@
 
 import operator
 
+import torch
 from torch import Tensor
 
 from . import _autograd
@@ -27,14 +28,17 @@ def _conv(
     dilation: IntOrTuple,
     groups: int,
 ) -> Tensor:
-    input, unbatched = batched("input", input, rank + 2)
-    _check_operands(rank, weight, bias)
+    input, weight, bias, unbatched = _operands(rank, input, weight, bias)
     window = window_of(input.shape[2:], weight.shape[2:], stride, padding, dilation)
     output = _autograd.conv(input, weight, bias, *window, as_int("groups", groups))
     return output.squeeze(0) if unbatched else output
 
 
-def _check_operands(rank: int, weight: Tensor, bias: Tensor | None) -> None:
+def _operands(
+    rank: int, input: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, bool]:
+    """The operands with a batch and in the dtype of torch.autocast, and whether there was no batch."""
+    input, unbatched = batched("input", input, rank + 2)
     check_tensor("weight", weight)
     if bias is not None:
         check_tensor("bias", bias)
@@ -43,6 +47,17 @@ def _check_operands(rank: int, weight: Tensor, bias: Tensor | None) -> None:
             f"weight must have {rank + 2} dimensions (channels, channels / groups, *kernel_size), but got shape "
             f"{tuple(weight.shape)}"
         )
+    device = input.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        input, weight = _autocast(input, dtype), _autocast(weight, dtype)
+        bias = None if bias is None else _autocast(bias, dtype)
+    return input, weight, bias, unbatched
+
+
+def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """float64 stays as it is, as in torch."""
+    return tensor.to(dtype) if tensor.is_floating_point() and tensor.dtype != torch.float64 else tensor
 
 
 @public
@@ -122,8 +137,7 @@ def _conv_transpose(
     groups: int,
     dilation: IntOrTuple,
 ) -> Tensor:
-    input, unbatched = batched("input", input, rank + 2)
-    _check_operands(rank, weight, bias)
+    input, weight, bias, unbatched = _operands(rank, input, weight, bias)
     kernel_size = weight.shape[2:]
     window, extra = transposed_window_of(kernel_size, stride, padding, output_padding, dilation)
     size = transposed_output_size(input.shape[2:], kernel_size, window, extra)

@@ -50,6 +50,17 @@ def _result(sizes: Sequence[int], first: Tensor, second: Tensor) -> Tensor:
     return torch.empty(sizes, dtype=first.dtype, device=first.device, memory_format=memory_format)
 
 
+def _same_kind(first: Tensor, second: Tensor) -> None:
+    """What csrc/checks.h demands of two operands, as far as a compiled graph can break it."""
+    if first.dtype != second.dtype:
+        raise GeometryError(f"Input type ({first.dtype}) and weight type ({second.dtype}) should be the same")
+    if first.device != second.device:
+        raise GeometryError(
+            f"input and weight must be on the same device (expected all tensors to be on the same device), but got "
+            f"{first.device} and {second.device}"
+        )
+
+
 def _same_positions(grad_output: Tensor, size: Sequence[int], kernel_size: Sequence[int], window: Window) -> None:
     expected = output_size(size, kernel_size, window)
     message = f"grad_output must have the size {expected} of the output, but got {tuple(grad_output.shape[2:])}"
@@ -76,8 +87,7 @@ def _(columns: Tensor, input_size: Sequence[int], kernel_size: Sequence[int], *w
 @_fake("conv")
 def _(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Tensor:
     window, groups = Window(*map(tuple, arguments[:4])), arguments[4]
-    if input.dtype != weight.dtype:
-        raise GeometryError(f"Input type ({input.dtype}) and weight type ({weight.dtype}) should be the same")
+    _same_kind(input, weight)
     torch._check(
         input.shape[1] == weight.shape[1] * groups,
         lambda: f"input must have {weight.shape[1] * groups} channels, but got {input.shape[1]}",
@@ -89,6 +99,7 @@ def _(input: Tensor, weight: Tensor, bias: Tensor | None, *arguments: Any) -> Te
 @_fake("conv_input_grad")
 def _(grad_output: Tensor, weight: Tensor, bias: Tensor | None, input_size: Sequence[int], *arguments: Any) -> Tensor:
     window, groups = Window(*map(tuple, arguments[:4])), arguments[4]
+    _same_kind(grad_output, weight)
     _same_positions(grad_output, input_size, weight.shape[2:], window)
     return _result((grad_output.shape[0], weight.shape[1] * groups, *input_size), grad_output, weight)
 
@@ -96,5 +107,6 @@ def _(grad_output: Tensor, weight: Tensor, bias: Tensor | None, input_size: Sequ
 @_fake("conv_weight_grad")
 def _(grad_output: Tensor, input: Tensor, kernel_size: Sequence[int], *arguments: Any) -> Tensor:
     window, groups = Window(*map(tuple, arguments[:4])), arguments[4]
+    _same_kind(grad_output, input)
     _same_positions(grad_output, input.shape[2:], kernel_size, window)
     return input.new_empty((grad_output.shape[1], input.shape[1] // groups, *kernel_size))

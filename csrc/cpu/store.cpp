@@ -21,8 +21,9 @@ void store(const void* values, ScalarType from, const void* bias, PositionRange 
     using To = typename decltype(to_type)::type;
     parallel_over(layout.plane_numel(), range.count * sizeof(From), [&](int64_t begin, int64_t end) {
       for (int64_t plane = begin; plane < end; ++plane) {
-        From shift{};
-        if (bias) shift = static_cast<From>(static_cast<const To*>(bias)[plane % bias_numel]);
+        using Sum = Accumulator<To>;
+        Sum shift{};
+        if (bias) shift = static_cast<Sum>(static_cast<const To*>(bias)[plane % bias_numel]);
         const From* source = static_cast<const From*>(values) + plane * range.count;
         To* target = static_cast<To*>(output) + layout.plane_offset(plane);
         for_each_row<Rank>(range, positions, [&](const int64_t (&position)[Rank], int64_t length) {
@@ -30,9 +31,9 @@ void store(const void* values, ScalarType from, const void* bias, PositionRange 
           for (int axis = 0; axis < Rank; ++axis) row += position[axis] * layout.axis_stride[axis];
           const int64_t step = layout.axis_stride[last];
           for (int64_t i = 0; i < length; ++i) {
-            From value = source[i];
+            Sum value = static_cast<Sum>(source[i]);
             value += shift;
-            if (accumulate) value += static_cast<From>(row[i * step]);
+            if (accumulate) value += static_cast<Sum>(row[i * step]);
             row[i * step] = static_cast<To>(value);
           }
           source += length;
