@@ -157,3 +157,11 @@ def test_meta_tensors() -> None:
     assert uc.unfold(x, 3).shape == (2, 36, 49)
     with pytest.raises(uc.GeometryError, match=r"kernel must fit .* span 10 for 9 elements"):
         uc.conv2d(x, torch.empty(8, 4, 10, 3, device="meta"))
+
+
+def test_operands_on_two_devices() -> None:
+    """Fake kernels refuse what the real ones would."""
+    with pytest.raises(uc.GeometryError, match=r"same device.*but got meta and cpu"):
+        uc.conv2d(torch.empty(2, 4, 9, 9, device="meta"), torch.empty(8, 4, 3, 3))
+    with pytest.raises(uc.GeometryError, match="should be the same"):
+        uc.conv2d(torch.empty(2, 4, 9, 9, device="meta"), torch.empty(8, 4, 3, 3, device="meta").double())

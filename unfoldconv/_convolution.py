@@ -48,7 +48,7 @@ def _operands(
             f"{tuple(weight.shape)}"
         )
     device = input.device.type
-    if torch.is_autocast_enabled(device):
+    if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         input, weight = _autocast(input, dtype), _autocast(weight, dtype)
         bias = None if bias is None else _autocast(bias, dtype)
