@@ -1,4 +1,5 @@
-// Makes the library importable as the Python module `_C`. Importing it loads the library, and loading registers the ops.
+// Makes the library importable as the Python module `_C`. Importing it loads the library, and loading registers the
+// ops.
 #include <Python.h>
 
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
