@@ -9,6 +9,7 @@
 #include "columns.h"
 #include "convolution.h"
 #include "place.h"
+#include "planes.h"
 #include "workspace.h"
 
 #ifndef UNFOLDCONV_NAMESPACE
@@ -86,11 +87,10 @@ Tensor im2col_op(const Tensor& input, const Sizes& kernel_size, const Sizes& str
     check_bytes("columns", input, {batch, channels, taps, positions});
     const auto device = guard(input);
     Tensor columns = torch::stable::new_empty(input, {batch, channels * taps, positions});
-    PlaneLayout<Rank> layout{{batch, 1, channels}, {input.stride(0), 0, input.stride(1)}, {}};
-    for (int axis = 0; axis < Rank; ++axis) layout.axis_stride[axis] = input.stride(2 + axis);
+    const Planes<Rank> planes = planes_of<Rank>(input, 1);
     if (columns.numel() > 0)
-      im2col<Rank>(place_of(input), input.data_ptr(), input.scalar_type(), layout, geometry, {0, positions},
-                   columns.data_ptr(), input.scalar_type());
+      im2col<Rank>(place_of(input), planes.data, planes.dtype, planes.layout, geometry, {0, positions},
+                   columns.data_ptr(), planes.dtype);
     return columns;
   });
 }
