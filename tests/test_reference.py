@@ -207,7 +207,9 @@ def test_zeros_are_on_the_device_of_the_input(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize(
-    "needed", [set(names) for n in (1, 2, 3) for names in itertools.combinations("xwb", n)], ids=str
+    "needed",
+    [set(names) for n in (1, 2, 3) for names in itertools.combinations("xwb", n)],
+    ids=lambda names: "".join(sorted(names)),
 )
 def test_only_needed_gradients_are_computed(needed: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     input, weight, bias = (
