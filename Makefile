@@ -2,7 +2,8 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-PYTEST_ARGS ?=
+# One process per core, each test file in one of them. Tests use one thread each.
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
 
 VENV := .venv
 BIN := $(VENV)/bin
