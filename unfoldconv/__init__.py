@@ -6,13 +6,14 @@ every order, on CPU and CUDA. The functions and modules take the arguments of th
 """
 
 from . import functional, jit, modules, reference
+from ._build import VERSION
 from ._build_info import build_info
 from ._geometry import GeometryError
 from ._workspace import workspace_limit
 from .functional import *  # noqa: F403
 from .modules import *  # noqa: F403
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "GeometryError",

@@ -117,9 +117,10 @@ def transposed_output_size(
             for axis in range(len(kernel_size))
         ]
     )
-    for length in sizes:
-        if type(length) is int and length >= 2**63:
-            raise GeometryError(f"output size must fit 64-bit integers, but got {sizes}")
+    for axis, length in enumerate(sizes):
+        most = length + window.padding_low[axis] + window.padding_high[axis] + window.stride[axis]
+        if type(most) is int and most >= 2**63:
+            raise GeometryError(f"output size with padding and stride must fit 64-bit integers, but got {sizes}")
         if length < 1:
             for name, numbers in (("stride", window.stride), ("dilation", window.dilation)):
                 if min(numbers) < 1:

@@ -1,5 +1,7 @@
 """Patches: unfold, fold and the patches of a transposed convolution."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -233,7 +235,10 @@ def _unfold_transpose(
     for name, numbers in (("kernel_size", kernel), ("stride", window.stride), ("dilation", window.dilation)):
         if min(numbers) < 1:  # before sizes are computed from it
             raise GeometryError(f"{name} must be positive (greater than zero), but got {numbers}")
-    transposed_output_size(input.shape[2:], kernel, window, extra)  # refuses an empty result
+    size = transposed_output_size(input.shape[2:], kernel, window, extra)
+    numbers = (*input.shape[:2], *kernel, *size)
+    if all(type(n) is int for n in numbers) and math.prod([n or 1 for n in numbers]) * input.itemsize >= 2**63:
+        raise GeometryError(f"columns must take fewer than 2^63 bytes, but got {kernel} taps and {size} positions")
     # Output element o reads (o + padding_low - tap * dilation) / stride: over the image with stride - 1 zeros after
     # each element that is a window of stride 1 whose taps run backwards from o + padding_low. With the image back to
     # front the taps run forwards, and the positions backwards.
