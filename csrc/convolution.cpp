@@ -46,6 +46,27 @@ void pack(const Place& place, const Planes<Rank>& planes, const int64_t (&sizes)
   im2col<Rank>(place, planes.data, planes.dtype, planes.layout, geometry, {0, 1}, packed, compute_dtype(planes.dtype));
 }
 
+// The columns of `part` as matrices [channels * taps, range.count], one for each image and group: gathered into
+// `buffer`, or where they lie, if the window is a single tap that reads every element in order.
+template <int Rank>
+Matrices columns_of(const Place& place, const Planes<Rank>& part, const Geometry<Rank>& geometry, PositionRange range,
+                    void* buffer, ScalarType dtype) {
+  const auto& [count, stride, axis_stride] = part.layout;
+  int64_t numel = 1;
+  bool in_place = part.dtype == dtype;
+  for (int axis = Rank - 1; axis >= 0; --axis) {
+    in_place &= geometry.kernel[axis] == 1 && geometry.stride[axis] == 1 && geometry.padding_low[axis] == 0 &&
+                geometry.positions[axis] == geometry.image[axis] && axis_stride[axis] == numel;
+    numel *= geometry.image[axis];
+  }
+  const bool evenly_spaced = count[0] == 1 || count[1] == 1 || stride[0] == count[1] * stride[1];
+  if (in_place && evenly_spaced && stride[2] >= numel)
+    return {part.data + range.first * element_size(dtype), count[2],  range.count,
+            count[1] > 1 ? stride[1] : stride[0],          stride[2], 1};
+  im2col<Rank>(place, part.data, part.dtype, part.layout, geometry, range, buffer, dtype);
+  return row_major(buffer, count[2] * geometry.tap_numel(), range.count);
+}
+
 // Runs body(task, workspace) for every task, each thread with a workspace of its own.
 template <class Body>
 void run_tasks(const Place& place, int64_t tasks, bool serial, int64_t workspace_bytes, const Tensor& like,
@@ -88,7 +109,8 @@ void correlate(const Place& place, const Tensor& like, const Planes<Rank>& image
   const int64_t size = element_size(dtype);
   const int64_t column_bytes = (depth + variants * rows) * size;
   const int64_t limit = limit_of(place), parts = parts_of(place);
-  const int64_t chunk = chunk_of(positions, limit, column_bytes, std::min(parts, ceil_div(positions, kMinPositions)));
+  const int64_t chunk = chunk_of(positions, limit, column_bytes,
+                                 std::min(ceil_div(parts, batch * groups), ceil_div(positions, kMinPositions)));
   const int64_t position_chunks = ceil_div(positions, chunk);
   int64_t chunk_groups = 1, chunk_batch = 1;
   if (chunk == positions && variants == 1)
@@ -112,16 +134,18 @@ void correlate(const Place& place, const Tensor& like, const Planes<Rank>& image
     char* product = workspace + column_buffer;
 
     const Planes<Rank> part = image.at(first, group).counted(n, g, channels);
-    im2col<Rank>(place, part.data, part.dtype, part.layout, geometry, range, workspace, dtype);
+    const Matrices columns = columns_of<Rank>(place, part, geometry, range, workspace, dtype);
     // product [variants * rows, range.count] = weight [variants * rows, depth] @ columns [depth, range.count]
     Matrices left = row_major(weight + group * variants * rows * depth * size, variants * rows, depth);
     if (g == 1) {
       left.batch_stride = 0;  // one weight for every image
-      multiply(n, left, row_major(workspace, depth, range.count), product, dtype, device);
+      multiply(n, left, columns, product, dtype, device);
     } else {
-      for (int64_t i = 0; i < n; ++i)
-        multiply(g, left, row_major(workspace + i * g * depth * range.count * size, depth, range.count),
-                 product + i * g * rows * range.count * size, dtype, device);
+      Matrices of_image = columns;
+      for (int64_t i = 0; i < n; ++i) {
+        of_image.data = static_cast<const char*>(columns.data) + i * g * columns.batch_stride * size;
+        multiply(g, left, of_image, product + i * g * rows * range.count * size, dtype, device);
+      }
     }
     for (int64_t variant = 0; variant < variants; ++variant) {
       const Planes<Rank> target = outputs[variant].at(first, group).counted(n, g, rows);
@@ -225,14 +249,20 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
   const int64_t size = element_size(dtype);
   const int64_t row_stride = channels * taps;  // of grad_weight, contiguous
 
-  // A task owns grad_weight[groups g.., rows r.., channels c.., taps] and adds up every image and chunk of positions in
-  // order. Where that makes too few tasks, the images are split as well, each split has a sum of its own, and these are
-  // added in order at the end. Half of the limit holds the operands of a product, a quarter each products and the sum.
+  // A task owns grad_weight[groups g.., rows r.., channels c.., taps] of some images, and adds them and their chunks of
+  // positions up in order; the sums of several tasks for one block are added in order at the end. Images are split
+  // first, as long as the limit holds the sums, because blocks of channels each read grad_output again. Half of the
+  // limit holds the operands of a product, a quarter each the products and their sum.
   const int64_t limit = limit_of(place), parts = parts_of(place);
+  const int64_t numel = groups * rows * row_stride;
+  const int64_t split = ceil_div(batch, chunk_of(std::min(parts, batch), limit, numel * size, 1));  // images per sum
+  const int64_t splits = ceil_div(batch, split), block_parts = ceil_div(parts, splits);
+  const Tensor partial = allocate(splits > 1 ? splits * numel * size : 0, input);
+
   const int64_t block_rows = chunk_of(rows, limit / 4, taps * size, 1);
-  const int64_t block_channels = chunk_of(channels, limit / 4, block_rows * taps * size, ceil_div(parts, groups));
+  const int64_t block_channels = chunk_of(channels, limit / 4, block_rows * taps * size, ceil_div(block_parts, groups));
   const bool whole_groups = block_rows == rows && block_channels == channels;
-  const int64_t block_groups = whole_groups ? chunk_of(groups, limit / 4, rows * row_stride * size, parts) : 1;
+  const int64_t block_groups = whole_groups ? chunk_of(groups, limit / 4, rows * row_stride * size, block_parts) : 1;
   const int64_t block_bytes = block_groups * block_rows * block_channels * taps * size;
   const int64_t depth = block_channels * taps, operand_bytes = block_groups * (depth + block_rows) * size;
   const int64_t chunk = chunk_of(positions, limit / 2, operand_bytes, 1);
@@ -242,10 +272,6 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
 
   const int64_t row_blocks = ceil_div(rows, block_rows), channel_blocks = ceil_div(channels, block_channels);
   const int64_t blocks = row_blocks * channel_blocks * ceil_div(groups, block_groups);
-  const int64_t numel = groups * rows * row_stride;
-  const int64_t split = ceil_div(batch, chunk_of(ceil_div(parts, blocks), limit, numel * size, 1));  // images per sum
-  const int64_t splits = ceil_div(batch, split);
-  const Tensor partial = allocate(splits > 1 ? splits * numel * size : 0, input);
 
   const int64_t column_buffer = aligned(chunk_batch * block_groups * depth * chunk * size);
   const int64_t grad_buffer = aligned(chunk_batch * block_groups * block_rows * chunk * size);
@@ -263,44 +289,43 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
     store<1>(place, values, dtype, nullptr, {0, count}, sizes, {{1, 1, 1}, {0, 0, 0}, {1}}, sum, dtype, !first);
   };
 
-  run_tasks(
-      place, splits * blocks, serial, column_buffer + grad_buffer + product_buffer + aligned(block_bytes), input,
-      [&](int64_t task, char* columns) {
-        char* grads = columns + column_buffer;
-        char* product = grads + grad_buffer;
-        char* sum = product + product_buffer;
-        const int64_t block = task % blocks, first_image = task / blocks * split;
-        const int64_t row = block % row_blocks * block_rows;
-        const int64_t channel = block / row_blocks % channel_blocks * block_channels;
-        const int64_t group = block / row_blocks / channel_blocks * block_groups;
-        const int64_t r = std::min(block_rows, rows - row), c = std::min(block_channels, channels - channel);
-        const int64_t g = std::min(block_groups, groups - group), end = std::min(batch, first_image + split);
-        const int64_t block_numel = g * r * c * taps;
-        bool first = true;
-        for (int64_t image_index = first_image; image_index < end; image_index += chunk_batch) {
-          const int64_t n = std::min(chunk_batch, end - image_index);
-          const Planes<Rank> image_part = image.at(image_index, group, channel).counted(n, g, c);
-          const Planes<Rank> grad_part = output.at(image_index, group, row).counted(n, g, r);
-          for (int64_t position = 0; position < positions; position += chunk) {
-            const PositionRange range{position, std::min(chunk, positions - position)};
-            im2col<Rank>(place, image_part.data, image_part.dtype, image_part.layout, geometry, range, columns, dtype);
-            im2col<Rank>(place, grad_part.data, grad_part.dtype, grad_part.layout, pointwise, range, grads, dtype);
-            // product [r, c * taps] = grad_output [r, range.count] @ columns^T [range.count, c * taps] of each image,
-            // group
-            multiply(n * g, row_major(grads, r, range.count), transposed(row_major(columns, c * taps, range.count)),
-                     product, dtype, device);
-            for (int64_t i = 0; i < n; ++i, first = false)
-              add(product + i * block_numel * size, block_numel, sum, first);
-          }
-        }
-        const int64_t offset = (group * rows + row) * row_stride + channel * taps;
-        Planes<1> target{static_cast<char*>(grad_weight.data_ptr()), grad_weight.scalar_type(), {}};
-        if (splits > 1) target = {static_cast<char*>(partial.data_ptr()) + task / blocks * numel * size, dtype, {}};
-        target.layout = {{1, g, r}, {0, rows * row_stride, row_stride}, {1}};
-        const int64_t sizes[] = {c * taps};
-        store<1>(place, sum, dtype, nullptr, {0, c * taps}, sizes, target.layout, target.shifted(offset).data,
-                 target.dtype);
-      });
+  run_tasks(place, splits * blocks, serial, column_buffer + grad_buffer + product_buffer + aligned(block_bytes), input,
+            [&](int64_t task, char* columns) {
+              char* grads = columns + column_buffer;
+              char* product = grads + grad_buffer;
+              char* sum = product + product_buffer;
+              const int64_t block = task % blocks, first_image = task / blocks * split;
+              const int64_t row = block % row_blocks * block_rows;
+              const int64_t channel = block / row_blocks % channel_blocks * block_channels;
+              const int64_t group = block / row_blocks / channel_blocks * block_groups;
+              const int64_t r = std::min(block_rows, rows - row), c = std::min(block_channels, channels - channel);
+              const int64_t g = std::min(block_groups, groups - group), end = std::min(batch, first_image + split);
+              const int64_t block_numel = g * r * c * taps;
+              bool first = true;
+              for (int64_t image_index = first_image; image_index < end; image_index += chunk_batch) {
+                const int64_t n = std::min(chunk_batch, end - image_index);
+                const Planes<Rank> image_part = image.at(image_index, group, channel).counted(n, g, c);
+                const Planes<Rank> grad_part = output.at(image_index, group, row).counted(n, g, r);
+                for (int64_t position = 0; position < positions; position += chunk) {
+                  const PositionRange range{position, std::min(chunk, positions - position)};
+                  // product [r, c * taps] = grad_output [r, range.count] @ columns^T [range.count, c * taps] of each
+                  // image, group
+                  const Matrices left = columns_of<Rank>(place, grad_part, pointwise, range, grads, dtype);
+                  const Matrices right = columns_of<Rank>(place, image_part, geometry, range, columns, dtype);
+                  multiply(n * g, left, transposed(right), product, dtype, device);
+                  for (int64_t i = 0; i < n; ++i, first = false)
+                    add(product + i * block_numel * size, block_numel, sum, first);
+                }
+              }
+              const int64_t offset = (group * rows + row) * row_stride + channel * taps;
+              Planes<1> target{static_cast<char*>(grad_weight.data_ptr()), grad_weight.scalar_type(), {}};
+              if (splits > 1)
+                target = {static_cast<char*>(partial.data_ptr()) + task / blocks * numel * size, dtype, {}};
+              target.layout = {{1, g, r}, {0, rows * row_stride, row_stride}, {1}};
+              const int64_t sizes[] = {c * taps};
+              store<1>(place, sum, dtype, nullptr, {0, c * taps}, sizes, target.layout, target.shifted(offset).data,
+                       target.dtype);
+            });
   if (splits > 1) {
     char* sums = static_cast<char*>(partial.data_ptr());
     for (int64_t i = 1; i < splits; ++i) add(sums + i * numel * size, numel, sums, /*first=*/false);

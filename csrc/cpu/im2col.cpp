@@ -52,11 +52,11 @@ void gather_row(const From* plane, const int64_t (&axis_stride)[Rank], const Geo
     const int64_t start = position[last];
     const int64_t begin = inside ? std::clamp(inside_begin - start, int64_t{0}, length) : length;
     const int64_t end = inside ? std::clamp(inside_end - start, begin, length) : length;
-    std::memset(static_cast<void*>(row), 0, begin * sizeof(To));
+    if (begin > 0) std::memset(static_cast<void*>(row), 0, begin * sizeof(To));
     if (begin < end)
       copy_strided(plane + offset + ((start + begin) * stride + shift[last]) * axis_stride[last],
                    stride * axis_stride[last], row + begin, end - begin);
-    std::memset(static_cast<void*>(row + end), 0, (length - end) * sizeof(To));
+    if (end < length) std::memset(static_cast<void*>(row + end), 0, (length - end) * sizeof(To));
     row += length;
   });
 }
