@@ -38,13 +38,13 @@ struct Place {
 namespace cpu {
 template <int Rank>
 void im2col(const void* image, ScalarType from, const PlaneLayout<Rank>& layout, const Geometry<Rank>& geometry,
-            PositionRange range, void* columns, ScalarType to);
+            PositionRange range, void* columns, ScalarType to, int64_t row_stride);
 template <int Rank>
 void col2im(const void* columns, ScalarType dtype, int64_t batch, int64_t channels, const int64_t (&column_stride)[3],
             const Geometry<Rank>& geometry, void* image);
 template <int Rank>
 void store(const void* values, ScalarType from, const void* bias, PositionRange range, const int64_t (&positions)[Rank],
-           const PlaneLayout<Rank>& layout, void* output, ScalarType to, bool accumulate);
+           const PlaneLayout<Rank>& layout, void* output, ScalarType to, bool accumulate, int64_t value_stride);
 }  // namespace cpu
 
 namespace cuda {
@@ -60,15 +60,17 @@ void store(void* stream, const void* values, ScalarType from, const void* bias, 
            bool accumulate);
 }  // namespace cuda
 
-// The kernel of the place.
+// The kernel of the place. On the CPU the rows of columns and the planes of values may lie apart, as the parts of
+// larger matrices do; a stride of 0 means that they do not.
 
 template <int Rank>
 void im2col(const Place& place, const void* image, ScalarType from, const PlaneLayout<Rank>& layout,
-            const Geometry<Rank>& geometry, PositionRange range, void* columns, ScalarType to) {
+            const Geometry<Rank>& geometry, PositionRange range, void* columns, ScalarType to,
+            [[maybe_unused]] int64_t row_stride = 0) {
 #ifdef UNFOLDCONV_WITH_CUDA
   if (place.cuda) return cuda::im2col<Rank>(place.stream, image, from, layout, geometry, range, columns, to);
 #endif
-  cpu::im2col<Rank>(image, from, layout, geometry, range, columns, to);
+  cpu::im2col<Rank>(image, from, layout, geometry, range, columns, to, row_stride ? row_stride : range.count);
 }
 
 template <int Rank>
@@ -84,12 +86,13 @@ void col2im(const Place& place, const void* columns, ScalarType dtype, int64_t b
 template <int Rank>
 void store(const Place& place, const void* values, ScalarType from, const void* bias, PositionRange range,
            const int64_t (&positions)[Rank], const PlaneLayout<Rank>& layout, void* output, ScalarType to,
-           bool accumulate = false) {
+           bool accumulate = false, int64_t value_stride = 0) {
 #ifdef UNFOLDCONV_WITH_CUDA
   if (place.cuda)
     return cuda::store<Rank>(place.stream, values, from, bias, range, positions, layout, output, to, accumulate);
 #endif
-  cpu::store<Rank>(values, from, bias, range, positions, layout, output, to, accumulate);
+  cpu::store<Rank>(values, from, bias, range, positions, layout, output, to, accumulate,
+                   value_stride ? value_stride : range.count);
 }
 
 }  // namespace unfoldconv

@@ -22,6 +22,7 @@ namespace {
 constexpr int64_t kAlignment = 64;        // bytes; where each buffer of a workspace starts
 constexpr int64_t kTasksPerProblem = 8;   // a CPU problem is cut into at least about this many tasks
 constexpr int64_t kMinPositions = 128;    // fewer columns than this make a poor matrix product
+constexpr int64_t kWidePositions = 1024;  // from here on the columns of one image make a good one
 constexpr int64_t kLongestRun = 64;       // residues of an axis that share a product (phases.h)
 constexpr int64_t kSerialFlops = 500000;  // below this a second thread costs more than it brings
 
@@ -46,12 +47,29 @@ void pack(const Place& place, const Planes<Rank>& planes, const int64_t (&sizes)
   im2col<Rank>(place, planes.data, planes.dtype, planes.layout, geometry, {0, 1}, packed, compute_dtype(planes.dtype));
 }
 
+// Whether the columns of several images are set side by side, as one wider matrix for each group: a few columns make a
+// poor matrix product.
+bool side_by_side(const Place& place, int64_t images, int64_t positions) {
+  return !place.cuda && images > 1 && positions < kWidePositions;
+}
+
 // The columns of `part` as matrices [channels * taps, range.count], one for each image and group: gathered into
-// `buffer`, or where they lie, if the window is a single tap that reads every element in order.
+// `buffer`, or where they lie, if the window is a single tap that reads every element in order. Side by side there is
+// one for each group, [channels * taps, images * range.count].
 template <int Rank>
 Matrices columns_of(const Place& place, const Planes<Rank>& part, const Geometry<Rank>& geometry, PositionRange range,
                     void* buffer, ScalarType dtype) {
   const auto& [count, stride, axis_stride] = part.layout;
+  const int64_t rows = count[2] * geometry.tap_numel();
+  if (side_by_side(place, count[0], range.count)) {
+    const int64_t width = count[0] * range.count;
+    for (int64_t image = 0; image < count[0]; ++image) {
+      const Planes<Rank> one = part.at(image, 0).counted(1, count[1], count[2]);
+      im2col<Rank>(place, one.data, one.dtype, one.layout, geometry, range,
+                   static_cast<char*>(buffer) + image * range.count * element_size(dtype), dtype, width);
+    }
+    return row_major(buffer, rows, width);
+  }
   int64_t numel = 1;
   bool in_place = part.dtype == dtype;
   for (int axis = Rank - 1; axis >= 0; --axis) {
@@ -64,7 +82,7 @@ Matrices columns_of(const Place& place, const Planes<Rank>& part, const Geometry
     return {part.data + range.first * element_size(dtype), count[2],  range.count,
             count[1] > 1 ? stride[1] : stride[0],          stride[2], 1};
   im2col<Rank>(place, part.data, part.dtype, part.layout, geometry, range, buffer, dtype);
-  return row_major(buffer, count[2] * geometry.tap_numel(), range.count);
+  return row_major(buffer, rows, range.count);
 }
 
 // Runs body(task, workspace) for every task, each thread with a workspace of its own.
@@ -133,10 +151,22 @@ void correlate(const Place& place, const Tensor& like, const Planes<Rank>& image
     const int64_t n = std::min(chunk_batch, batch - first), g = std::min(chunk_groups, groups - group);
     char* product = workspace + column_buffer;
 
+    // Writes the products of some images, planes `stride` apart, to an output.
+    const auto write = [&](const char* values, int64_t from, int64_t images, int64_t stride, int64_t variant = 0) {
+      const Planes<Rank> target = outputs[variant].at(from, group).counted(images, g, rows);
+      store<Rank>(place, values, dtype, bias ? bias + group * rows * element_size(target.dtype) : nullptr, range,
+                  geometry.positions, target.layout, target.data, target.dtype, /*accumulate=*/false, stride);
+    };
+
     const Planes<Rank> part = image.at(first, group).counted(n, g, channels);
     const Matrices columns = columns_of<Rank>(place, part, geometry, range, workspace, dtype);
     // product [variants * rows, range.count] = weight [variants * rows, depth] @ columns [depth, range.count]
     Matrices left = row_major(weight + group * variants * rows * depth * size, variants * rows, depth);
+    if (side_by_side(place, n, range.count)) {
+      multiply(g, left, columns, product, dtype, device);
+      for (int64_t i = 0; i < n; ++i) write(product + i * range.count * size, first + i, 1, n * range.count);
+      return;
+    }
     if (g == 1) {
       left.batch_stride = 0;  // one weight for every image
       multiply(n, left, columns, product, dtype, device);
@@ -147,12 +177,8 @@ void correlate(const Place& place, const Tensor& like, const Planes<Rank>& image
         multiply(g, left, of_image, product + i * g * rows * range.count * size, dtype, device);
       }
     }
-    for (int64_t variant = 0; variant < variants; ++variant) {
-      const Planes<Rank> target = outputs[variant].at(first, group).counted(n, g, rows);
-      store<Rank>(place, product + variant * rows * range.count * size, dtype,
-                  bias ? bias + group * rows * element_size(target.dtype) : nullptr, range, geometry.positions,
-                  target.layout, target.data, target.dtype);
-    }
+    for (int64_t variant = 0; variant < variants; ++variant)
+      write(product + variant * rows * range.count * size, first, n, range.count, variant);
   });
 }
 
@@ -312,8 +338,9 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
                   // image, group
                   const Matrices left = columns_of<Rank>(place, grad_part, pointwise, range, grads, dtype);
                   const Matrices right = columns_of<Rank>(place, image_part, geometry, range, columns, dtype);
-                  multiply(n * g, left, transposed(right), product, dtype, device);
-                  for (int64_t i = 0; i < n; ++i, first = false)
+                  const int64_t products = side_by_side(place, n, range.count) ? 1 : n;  // for each group
+                  multiply(products * g, left, transposed(right), product, dtype, device);
+                  for (int64_t i = 0; i < products; ++i, first = false)
                     add(product + i * block_numel * size, block_numel, sum, first);
                 }
               }

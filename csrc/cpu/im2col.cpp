@@ -1,7 +1,7 @@
 // im2col on the CPU.
 //
 //   image    planes of any strides
-//   columns  [planes, taps, range.count], contiguous
+//   columns  [planes, taps, range.count], rows row_stride apart
 //
 // One task owns a run of rows of `columns` (a plane and a tap each); a row is copied piecewise along the last axis,
 // where the positions that read inside the image form one interval, so the inner loop has no branch.
@@ -65,7 +65,7 @@ void gather_row(const From* plane, const int64_t (&axis_stride)[Rank], const Geo
 
 template <int Rank>
 void im2col(const void* image, ScalarType from, const PlaneLayout<Rank>& layout, const Geometry<Rank>& geometry,
-            PositionRange range, void* columns, ScalarType to) {
+            PositionRange range, void* columns, ScalarType to, int64_t row_stride) {
   const int64_t taps = geometry.tap_numel();
   dispatch_gather(from, to, [&](auto from_type, auto to_type) {
     using From = typename decltype(from_type)::type;
@@ -76,7 +76,7 @@ void im2col(const void* image, ScalarType from, const PlaneLayout<Rank>& layout,
         unravel<Rank>(row % taps, geometry.kernel, tap);
         gather_row<From, To, Rank>(static_cast<const From*>(image) + layout.plane_offset(row / taps),
                                    layout.axis_stride, geometry, tap, range,
-                                   static_cast<To*>(columns) + row * range.count);
+                                   static_cast<To*>(columns) + row * row_stride);
       }
     });
   });
@@ -84,7 +84,7 @@ void im2col(const void* image, ScalarType from, const PlaneLayout<Rank>& layout,
 
 #define UNFOLDCONV_INSTANTIATE(RANK)                                                                                  \
   template void im2col<RANK>(const void*, ScalarType, const PlaneLayout<RANK>&, const Geometry<RANK>&, PositionRange, \
-                             void*, ScalarType);
+                             void*, ScalarType, int64_t);
 UNFOLDCONV_INSTANTIATE(1)
 UNFOLDCONV_INSTANTIATE(2)
 UNFOLDCONV_INSTANTIATE(3)

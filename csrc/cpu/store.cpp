@@ -1,6 +1,6 @@
 // store on the CPU: the epilogue of a matrix product.
 //
-//   values  [planes, range.count], contiguous
+//   values  [planes, range.count], planes value_stride apart
 //   output  planes of any strides
 //
 // One task owns a run of planes.
@@ -13,7 +13,7 @@ namespace unfoldconv::cpu {
 
 template <int Rank>
 void store(const void* values, ScalarType from, const void* bias, PositionRange range, const int64_t (&positions)[Rank],
-           const PlaneLayout<Rank>& layout, void* output, ScalarType to, bool accumulate) {
+           const PlaneLayout<Rank>& layout, void* output, ScalarType to, bool accumulate, int64_t value_stride) {
   constexpr int last = Rank - 1;
   const int64_t bias_numel = layout.count[1] * layout.count[2];
   dispatch_store(from, to, [&](auto from_type, auto to_type) {
@@ -24,7 +24,7 @@ void store(const void* values, ScalarType from, const void* bias, PositionRange 
         using Sum = Accumulator<To>;
         Sum shift{};
         if (bias) shift = static_cast<Sum>(static_cast<const To*>(bias)[plane % bias_numel]);
-        const From* source = static_cast<const From*>(values) + plane * range.count;
+        const From* source = static_cast<const From*>(values) + plane * value_stride;
         To* target = static_cast<To*>(output) + layout.plane_offset(plane);
         for_each_row<Rank>(range, positions, [&](const int64_t (&position)[Rank], int64_t length) {
           To* row = target;
@@ -45,7 +45,7 @@ void store(const void* values, ScalarType from, const void* bias, PositionRange 
 
 #define UNFOLDCONV_INSTANTIATE(RANK)                                                                      \
   template void store<RANK>(const void*, ScalarType, const void*, PositionRange, const int64_t (&)[RANK], \
-                            const PlaneLayout<RANK>&, void*, ScalarType, bool);
+                            const PlaneLayout<RANK>&, void*, ScalarType, bool, int64_t);
 UNFOLDCONV_INSTANTIATE(1)
 UNFOLDCONV_INSTANTIATE(2)
 UNFOLDCONV_INSTANTIATE(3)
