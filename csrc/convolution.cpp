@@ -5,9 +5,9 @@
 //   conv_weight_grad  dW_g = sum_n dy_g U_g^T
 //
 // 16-bit floats are widened as they are gathered, so every sum runs in float and is rounded once. A chunk is a range of
-// positions of one image and group, or several groups, or (CUDA) several images where whole ones fit. On the CPU chunks
-// are the tasks of a parallel loop; their sizes follow from the problem and the workspace limit alone, never from the
-// number of threads, so neither do the results.
+// positions of one image and group, or several groups or several images where whole ones fit. On the CPU chunks are the
+// tasks of a parallel loop; their sizes follow from the problem, batch size included, and from the workspace limit,
+// never from the number of threads, so neither do the results.
 #include "convolution.h"
 
 #include "columns.h"
@@ -277,11 +277,12 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
 
   // A task owns grad_weight[groups g.., rows r.., channels c.., taps] of some images, and adds them and their chunks of
   // positions up in order; the sums of several tasks for one block are added in order at the end. Images are split
-  // first, as long as the limit holds the sums, because blocks of channels each read grad_output again. Half of the
-  // limit holds the operands of a product, a quarter each the products and their sum.
+  // first, where the sums take little memory, because blocks of channels each read grad_output again. A quarter of the
+  // limit each goes to the operands of a product, to products, to a task's sum, and to the sums of all tasks.
   const int64_t limit = limit_of(place), parts = parts_of(place);
   const int64_t numel = groups * rows * row_stride;
-  const int64_t split = ceil_div(batch, chunk_of(std::min(parts, batch), limit, numel * size, 1));  // images per sum
+  const int64_t split =
+      ceil_div(batch, chunk_of(std::min(parts, batch), limit / 4, numel * size, 1));  // images per sum
   const int64_t splits = ceil_div(batch, split), block_parts = ceil_div(parts, splits);
   const Tensor partial = allocate(splits > 1 ? splits * numel * size : 0, input);
 
@@ -291,9 +292,9 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
   const int64_t block_groups = whole_groups ? chunk_of(groups, limit / 4, rows * row_stride * size, block_parts) : 1;
   const int64_t block_bytes = block_groups * block_rows * block_channels * taps * size;
   const int64_t depth = block_channels * taps, operand_bytes = block_groups * (depth + block_rows) * size;
-  const int64_t chunk = chunk_of(positions, limit / 2, operand_bytes, 1);
+  const int64_t chunk = chunk_of(positions, limit / 4, operand_bytes, 1);
   const int64_t chunk_batch = chunk < positions ? 1
-                                                : std::min(chunk_of(batch, limit / 2, operand_bytes * chunk, 1),
+                                                : std::min(chunk_of(batch, limit / 4, operand_bytes * chunk, 1),
                                                            chunk_of(batch, limit / 4, block_bytes, 1));
 
   const int64_t row_blocks = ceil_div(rows, block_rows), channel_blocks = ceil_div(channels, block_channels);

@@ -40,3 +40,16 @@ def test_workspace_is_bounded(
             pytest.skip("the peak of resident memory cannot be measured here")
         allowed = 2 * (limit or 2 * MEGABYTE) + packed_bytes + ERROR
         assert extra <= allowed < columns_bytes
+
+
+def test_sums_of_the_weight_gradient_count(device: torch.device) -> None:
+    """The partial sums of a batch that is split for the sake of threads lie within the limit too."""
+    limit = 16 * MEGABYTE
+    x = torch.randn(8, 256, 32, 32, device=device)
+    with uc.workspace_limit(limit):
+        arguments = (x, x, [3, 3], [1, 1], [1, 1], [1, 1], [1, 1], 1)
+        torch.ops.unfoldconv.conv_weight_grad(*arguments)
+        extra = peak_extra_bytes(lambda: torch.ops.unfoldconv.conv_weight_grad(*arguments), device)
+    if extra is None:
+        pytest.skip("the peak of resident memory cannot be measured here")
+    assert extra <= limit + ERROR
