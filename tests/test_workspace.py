@@ -45,7 +45,7 @@ def test_workspace_is_bounded(
 def test_sums_of_the_weight_gradient_count(device: torch.device) -> None:
     """The partial sums of a batch that is split for the sake of threads lie within the limit too."""
     limit = 16 * MEGABYTE
-    x = torch.randn(8, 256, 32, 32, device=device)
+    x = torch.randn(14, 256, 32, 32, device=device)
     with uc.workspace_limit(limit):
         arguments = (x, x, [3, 3], [1, 1], [1, 1], [1, 1], [1, 1], 1)
         torch.ops.unfoldconv.conv_weight_grad(*arguments)
