@@ -54,6 +54,31 @@ struct PlaneLayout {
   }
 };
 
+// The same window with axes of size 1 in front, which a kernel of a higher rank walks in one step.
+template <int To, int From>
+Geometry<To> with_leading_axes(const Geometry<From>& geometry) {
+  Geometry<To> result;
+  for (int axis = 0; axis < To; ++axis) {
+    const int from = axis - (To - From);
+    result.image[axis] = from < 0 ? 1 : geometry.image[from];
+    result.positions[axis] = from < 0 ? 1 : geometry.positions[from];
+    result.kernel[axis] = from < 0 ? 1 : geometry.kernel[from];
+    result.stride[axis] = from < 0 ? 1 : geometry.stride[from];
+    result.dilation[axis] = from < 0 ? 1 : geometry.dilation[from];
+    result.padding_low[axis] = from < 0 ? 0 : geometry.padding_low[from];
+  }
+  return result;
+}
+
+template <int To, int From>
+PlaneLayout<To> with_leading_axes(const PlaneLayout<From>& layout) {
+  PlaneLayout<To> result;
+  for (int i = 0; i < 3; ++i) result.count[i] = layout.count[i], result.stride[i] = layout.stride[i];
+  for (int axis = 0; axis < To; ++axis)
+    result.axis_stride[axis] = axis < To - From ? 0 : layout.axis_stride[axis - (To - From)];
+  return result;
+}
+
 // A run of positions in row-major order: [first, first + count).
 struct PositionRange {
   int64_t first;

@@ -167,8 +167,10 @@ void col2im(void* stream, const void* columns, ScalarType dtype, int64_t batch, 
     with_index(largest_index(batch, channels, column_stride, geometry), [&](auto index_type) {
       using T = typename decltype(type)::type;
       using Index = typename decltype(index_type)::type;
-      const auto parameters = make_parameters<Rank, Index>(batch, channels, column_stride, geometry);
-      launch(sum_columns<Rank, Index, T>, Grid::of_items(parameters.count), stream, static_cast<const T*>(columns),
+      constexpr int rank = kKernelRank<Rank, Index, std::is_same_v<Accumulator<T>, float>>;
+      const auto parameters =
+          make_parameters<rank, Index>(batch, channels, column_stride, with_leading_axes<rank>(geometry));
+      launch(sum_columns<rank, Index, T>, Grid::of_items(parameters.count), stream, static_cast<const T*>(columns),
              static_cast<T*>(image), parameters);
     });
   });

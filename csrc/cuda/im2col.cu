@@ -257,8 +257,10 @@ void im2col(void* stream, const void* image, ScalarType from, const PlaneLayout<
       using From = typename decltype(from_type)::type;
       using To = typename decltype(to_type)::type;
       using Index = typename decltype(index_type)::type;
-      gather_columns<Rank, Index>(stream, static_cast<const From*>(image), layout, geometry, range,
-                                  static_cast<To*>(columns));
+      constexpr bool common = sizeof(To) == 2 || sizeof(To) == 4;
+      constexpr int rank = kKernelRank<Rank, Index, common>;
+      gather_columns<rank, Index>(stream, static_cast<const From*>(image), with_leading_axes<rank>(layout),
+                                  with_leading_axes<rank>(geometry), range, static_cast<To*>(columns));
     });
   });
 }

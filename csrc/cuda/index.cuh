@@ -118,6 +118,11 @@ double largest_offset(const PlaneLayout<Rank>& layout, const int64_t (&sizes)[Ra
   return result;
 }
 
+// The rank of the kernel that serves a call. 16- and 32-bit floats on 32-bit indices, nearly all that is ever called,
+// have kernels of their own for every rank; for the others one of rank 3 does, or the wheel would be twice as large.
+template <int Rank, class Index, bool Common>
+constexpr int kKernelRank = sizeof(Index) == 4 && Common ? Rank : 3;
+
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 template <class To, class From>

@@ -109,7 +109,7 @@ double largest_index(const PlaneLayout<Rank>& layout, const int64_t (&positions)
 }
 
 template <int Rank, class Index, class From, class To>
-void store_as(const Request& request, const int64_t (&positions)[Rank], const PlaneLayout<Rank>& layout) {
+void launch_store(const Request& request, const int64_t (&positions)[Rank], const PlaneLayout<Rank>& layout) {
   Output<Rank, Index, To> output = {static_cast<To*>(request.output),
                                     static_cast<const To*>(request.bias),
                                     Planes<Index>(layout),
@@ -130,16 +130,24 @@ void store_as(const Request& request, const int64_t (&positions)[Rank], const Pl
          Divider<Index>(request.range.count), static_cast<Index>(count));
 }
 
-template <int Rank>
-void store_rank(const Request& request, const int64_t (&positions)[Rank], const PlaneLayout<Rank>& layout) {
-  dispatch_store(request.from, request.to, [&](auto from_type, auto to_type) {
-    with_index(largest_index(layout, positions, request.range), [&](auto index_type) {
-      using From = typename decltype(from_type)::type;
-      using To = typename decltype(to_type)::type;
-      using Index = typename decltype(index_type)::type;
-      store_as<Rank, Index, From, To>(request, positions, layout);
-    });
-  });
+template <int Rank, class Index, class From, class To>
+void store_as(const Request& request, const int64_t (&positions)[Rank], const PlaneLayout<Rank>& layout) {
+  if constexpr (kKernelRank<1, Index, std::is_same_v<Accumulator<To>, float>> == 1) {
+    bool evenly_spaced = true;
+    for (int axis = 1; axis < Rank; ++axis)
+      evenly_spaced &= layout.axis_stride[axis - 1] == positions[axis] * layout.axis_stride[axis];
+    if (evenly_spaced) {  // as the positions of every contiguous or channels_last tensor are: then they are one axis
+      PlaneLayout<1> line = {};
+      std::copy(layout.count, layout.count + 3, line.count);
+      std::copy(layout.stride, layout.stride + 3, line.stride);
+      line.axis_stride[0] = layout.axis_stride[Rank - 1];
+      const int64_t length[] = {Geometry<Rank>::product(positions)};
+      return launch_store<1, Index, From, To>(request, length, line);
+    }
+  }
+  int64_t sizes[] = {1, 1, 1};
+  std::copy(positions, positions + Rank, sizes + 3 - Rank);
+  launch_store<3, Index, From, To>(request, sizes, with_leading_axes<3>(layout));
 }
 
 }  // namespace
@@ -149,32 +157,14 @@ void store(void* stream, const void* values, ScalarType from, const void* bias, 
            const int64_t (&positions)[Rank], const PlaneLayout<Rank>& layout, void* output, ScalarType to,
            bool accumulate) {
   const Request request = {stream, values, from, bias, range, output, to, accumulate};
-  bool evenly_spaced = true;
-  for (int axis = 1; axis < Rank; ++axis)
-    evenly_spaced &= layout.axis_stride[axis - 1] == positions[axis] * layout.axis_stride[axis];
-
-  // Two ranks of kernels serve all. Evenly spaced positions, those of every contiguous or channels_last tensor, are one
-  // axis; others get axes of size 1 in front.
-  const auto store_with_rank = [&]<int KernelRank>() {
-    PlaneLayout<KernelRank> kernel_layout = {};
-    std::copy(layout.count, layout.count + 3, kernel_layout.count);
-    std::copy(layout.stride, layout.stride + 3, kernel_layout.stride);
-    int64_t sizes[KernelRank];
-    std::fill(sizes, sizes + KernelRank, 1);
-    if constexpr (KernelRank == 1) {
-      sizes[0] = Geometry<Rank>::product(positions);
-      kernel_layout.axis_stride[0] = layout.axis_stride[Rank - 1];
-    } else {
-      std::copy(positions, positions + Rank, sizes + KernelRank - Rank);
-      std::copy(layout.axis_stride, layout.axis_stride + Rank, kernel_layout.axis_stride + KernelRank - Rank);
-    }
-    store_rank<KernelRank>(request, sizes, kernel_layout);
-  };
-  if (evenly_spaced) {
-    store_with_rank.template operator()<1>();
-  } else {
-    store_with_rank.template operator()<3>();
-  }
+  dispatch_store(from, to, [&](auto from_type, auto to_type) {
+    with_index(largest_index(layout, positions, range), [&](auto index_type) {
+      using From = typename decltype(from_type)::type;
+      using To = typename decltype(to_type)::type;
+      using Index = typename decltype(index_type)::type;
+      store_as<Rank, Index, From, To>(request, positions, layout);
+    });
+  });
 }
 
 #define UNFOLDCONV_INSTANTIATE(RANK)                                                                             \
