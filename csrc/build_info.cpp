@@ -1,7 +1,9 @@
-// The op `build_info`: what this library was built with, as "name=value;name=value".
+// The ops `build_info`, what this library was built with as "name=value;name=value", and `set_isa`.
 #include <torch/csrc/stable/library.h>
 
 #include <string>
+
+#include "cpu/isa.h"
 
 namespace unfoldconv {
 namespace {
@@ -21,13 +23,21 @@ constexpr const char* baseline() {
 #endif
 }
 
-std::string build_info() { return std::string(UNFOLDCONV_BUILD_INFO) + ";isa=generic;baseline=" + baseline(); }
+std::string build_info() {
+  return std::string(UNFOLDCONV_BUILD_INFO) + ";isa=" + cpu::name_of(cpu::isa_in_use()) + ";baseline=" + baseline();
+}
+
+void set_isa(std::string isa) { cpu::set_isa(isa); }
 
 }  // namespace
 }  // namespace unfoldconv
 
-STABLE_TORCH_LIBRARY_FRAGMENT(UNFOLDCONV_NAMESPACE, library) { library.def("build_info() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(UNFOLDCONV_NAMESPACE, library) {
+  library.def("build_info() -> str");
+  library.def("set_isa(str isa) -> ()");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(UNFOLDCONV_NAMESPACE, CompositeExplicitAutograd, library) {
   library.impl("build_info", TORCH_BOX(&unfoldconv::build_info));
+  library.impl("set_isa", TORCH_BOX(&unfoldconv::set_isa));
 }

@@ -1,0 +1,12 @@
+// One instance of every kernel, in the namespace and for the vectors that isa_*.cpp chose.
+#include "simd.h"
+// The order does not matter beyond this.
+#include "depthwise_instance.h"
+#include "tile_instance.h"
+
+namespace unfoldconv::cpu::UNFOLDCONV_ISA {
+
+extern const Kernels kernels;
+const Kernels kernels = {tile_kernels(), depthwise_kernels()};
+
+}  // namespace unfoldconv::cpu::UNFOLDCONV_ISA

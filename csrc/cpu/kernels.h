@@ -1,0 +1,34 @@
+// The inner loops that are compiled once for each instruction set, as the engines call them.
+//
+// Everything that an instance needs beyond plain C++ is in simd.h; isa_*.cpp hold one instance each. Nothing here but
+// pointers to functions: which ones are called is decided at run time.
+#pragma once
+
+#include <cstdint>
+
+#include "depthwise_kernels.h"
+#include "tile_kernels.h"
+
+namespace unfoldconv::cpu {
+
+struct Kernels {
+  TileKernels tiles;
+  DepthwiseKernels depthwise;
+};
+
+// Those of isa_in_use().
+const Kernels& kernels();
+
+namespace generic {
+extern const Kernels kernels;
+}
+#ifdef __x86_64__
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+#endif
+
+}  // namespace unfoldconv::cpu

@@ -1,0 +1,131 @@
+// Vectors of one instruction set, in the compiler's own vector types: arithmetic is written with operators, and a * b +
+// c becomes a fused multiplication where there is one. No function of the standard library is called from an instance
+// (instance_headers.h).
+namespace unfoldconv::cpu::UNFOLDCONV_ISA {
+namespace {
+
+constexpr int kVectorBytes = UNFOLDCONV_VECTOR_BYTES;
+template <class T>
+constexpr int kLanes = kVectorBytes / sizeof(T);
+
+// In a struct, because an attribute of a template alias is lost.
+template <class T>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(kVectorBytes)));
+};
+template <class T>
+using Vector = typename VectorOf<T>::type;
+
+#define UNFOLDCONV_INLINE inline __attribute__((always_inline))
+
+// From and to any address that suits T.
+template <class T>
+UNFOLDCONV_INLINE Vector<T> load(const T* from) {
+  Vector<T> result;
+  __builtin_memcpy(&result, from, kVectorBytes);
+  return result;
+}
+template <class T>
+UNFOLDCONV_INLINE void store(T* to, Vector<T> value) {
+  __builtin_memcpy(to, &value, kVectorBytes);
+}
+template <class T>
+UNFOLDCONV_INLINE Vector<T> broadcast(T value) {
+  return value - Vector<T>{};
+}
+
+// Lanes [begin, end) of the vector at `from`, 0 in the others, of which nothing is read; `from` need not be valid.
+UNFOLDCONV_INLINE Vector<float> load_lanes(const float* from, int begin, int end) {
+#if UNFOLDCONV_VECTOR_BYTES == 64
+  const auto mask = static_cast<__mmask16>((~0u << begin) & ~(~0u << end));
+  return (Vector<float>)_mm512_maskz_loadu_ps(mask, from);
+#elif UNFOLDCONV_VECTOR_BYTES == 32
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i mask = _mm256_and_si256(_mm256_cmpgt_epi32(lane, _mm256_set1_epi32(begin - 1)),
+                                        _mm256_cmpgt_epi32(_mm256_set1_epi32(end), lane));
+  return (Vector<float>)_mm256_maskload_ps(from, mask);
+#else
+  Vector<float> result{};
+  for (int i = begin; i < end; ++i) result[i] = from[i];
+  return result;
+#endif
+}
+UNFOLDCONV_INLINE Vector<double> load_lanes(const double* from, int begin, int end) {
+#if UNFOLDCONV_VECTOR_BYTES == 64
+  const auto mask = static_cast<__mmask8>((~0u << begin) & ~(~0u << end));
+  return (Vector<double>)_mm512_maskz_loadu_pd(mask, from);
+#elif UNFOLDCONV_VECTOR_BYTES == 32
+  const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
+  const __m256i mask = _mm256_and_si256(_mm256_cmpgt_epi64(lane, _mm256_set1_epi64x(begin - 1)),
+                                        _mm256_cmpgt_epi64(_mm256_set1_epi64x(end), lane));
+  return (Vector<double>)_mm256_maskload_pd(from, mask);
+#else
+  Vector<double> result{};
+  for (int i = begin; i < end; ++i) result[i] = from[i];
+  return result;
+#endif
+}
+
+// Writes lanes [0, count) alone.
+UNFOLDCONV_INLINE void store_lanes(float* to, Vector<float> value, int count) {
+#if UNFOLDCONV_VECTOR_BYTES == 64
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>(~(~0u << count)), (__m512)value);
+#elif UNFOLDCONV_VECTOR_BYTES == 32
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  _mm256_maskstore_ps(to, _mm256_cmpgt_epi32(_mm256_set1_epi32(count), lane), (__m256)value);
+#else
+  for (int i = 0; i < count; ++i) to[i] = value[i];
+#endif
+}
+UNFOLDCONV_INLINE void store_lanes(double* to, Vector<double> value, int count) {
+#if UNFOLDCONV_VECTOR_BYTES == 64
+  _mm512_mask_storeu_pd(to, static_cast<__mmask8>(~(~0u << count)), (__m512d)value);
+#elif UNFOLDCONV_VECTOR_BYTES == 32
+  const __m256i lane = _mm256_setr_epi64x(0, 1, 2, 3);
+  _mm256_maskstore_pd(to, _mm256_cmpgt_epi64(_mm256_set1_epi64x(count), lane), (__m256d)value);
+#else
+  for (int i = 0; i < count; ++i) to[i] = value[i];
+#endif
+}
+
+// One vector of floats from 16-bit floats, and back, rounded to nearest even.
+UNFOLDCONV_INLINE Vector<float> widen(const BFloat16* from) {
+  typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));
+  Half16 bits;
+  __builtin_memcpy(&bits, from, sizeof bits);
+  return (Vector<float>)(__builtin_convertvector(bits, Vector<uint32_t>) << 16);
+}
+UNFOLDCONV_INLINE void narrow(Vector<float> value, BFloat16* to) {
+  typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));
+  const auto bits = (Vector<uint32_t>)value;
+  const Vector<uint32_t> rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+  // A NaN stays one: its payload may be rounded away.
+  const auto is_nan = (Vector<uint32_t>)(value != value);
+  const Half16 result = __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0), Half16);
+  __builtin_memcpy(to, &result, sizeof result);
+}
+UNFOLDCONV_INLINE Vector<float> widen(const Half* from) {
+#if UNFOLDCONV_VECTOR_BYTES == 64
+  return (Vector<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+#elif UNFOLDCONV_VECTOR_BYTES == 32
+  return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+#else
+  Vector<float> result;
+  for (int i = 0; i < kLanes<float>; ++i) result[i] = static_cast<float>(from[i]);
+  return result;
+#endif
+}
+UNFOLDCONV_INLINE void narrow(Vector<float> value, Half* to) {
+#if UNFOLDCONV_VECTOR_BYTES == 64
+  const __m256i result = _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT);
+  __builtin_memcpy(to, &result, sizeof result);
+#elif UNFOLDCONV_VECTOR_BYTES == 32
+  const __m128i result = _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT);
+  __builtin_memcpy(to, &result, sizeof result);
+#else
+  for (int i = 0; i < kLanes<float>; ++i) to[i] = static_cast<Half>(value[i]);
+#endif
+}
+
+}  // namespace
+}  // namespace unfoldconv::cpu::UNFOLDCONV_ISA
