@@ -9,7 +9,7 @@
 namespace unfoldconv::cpu {
 namespace {
 
-constexpr Isa kAll[] = {Isa::generic, Isa::avx2, Isa::avx512};
+constexpr Isa kAll[] = {Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512_bf16};
 
 Isa parse(const std::string& name, const char* source) {
   for (const Isa isa : kAll) {
@@ -19,7 +19,7 @@ Isa parse(const std::string& name, const char* source) {
              " or lower), but got " + name);
     return isa;
   }
-  refuse(std::string(source) + " must be generic, avx2 or avx512, but got " + name);
+  refuse(std::string(source) + " must be generic, avx2, avx512 or avx512_bf16, but got " + name);
 }
 
 std::atomic<Isa>& current() {
@@ -37,6 +37,7 @@ const char* name_of(Isa isa) {
     case Isa::generic: return "generic";
     case Isa::avx2: return "avx2";
     case Isa::avx512: return "avx512";
+    case Isa::avx512_bf16: return "avx512_bf16";
   }
   return "";
 }
@@ -49,7 +50,8 @@ Isa best_isa() {
       return Isa::generic;
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-    return avx512 ? Isa::avx512 : Isa::avx2;
+    if (!avx512) return Isa::avx2;
+    return __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512;
   }();
   return best;
 #else
@@ -67,6 +69,7 @@ const Kernels& kernels() {
     case Isa::generic: return generic::kernels;
     case Isa::avx2: return avx2::kernels;
     case Isa::avx512: return avx512::kernels;
+    case Isa::avx512_bf16: return avx512_bf16::kernels;
   }
 #endif
   return generic::kernels;

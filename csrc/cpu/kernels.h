@@ -7,12 +7,14 @@
 #include <cstdint>
 
 #include "depthwise_kernels.h"
+#include "pack_kernels.h"
 #include "tile_kernels.h"
 
 namespace unfoldconv::cpu {
 
 struct Kernels {
   TileKernels tiles;
+  AllPackKernels pack;
   DepthwiseKernels depthwise;
 };
 
@@ -27,6 +29,9 @@ namespace avx2 {
 extern const Kernels kernels;
 }
 namespace avx512 {
+extern const Kernels kernels;
+}
+namespace avx512_bf16 {
 extern const Kernels kernels;
 }
 #endif

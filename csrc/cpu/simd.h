@@ -66,6 +66,37 @@ UNFOLDCONV_INLINE Vector<double> load_lanes(const double* from, int begin, int e
 #endif
 }
 
+// Lanes [begin, end) as above, of 16-bit elements in 32 bits each.
+UNFOLDCONV_INLINE Vector<uint32_t> load_lanes(const uint16_t* from, int begin, int end) {
+  typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));
+#if UNFOLDCONV_VECTOR_BYTES == 64
+  const auto mask = static_cast<__mmask16>((~0u << begin) & ~(~0u << end));
+  const auto bits = (Half16)_mm256_maskz_loadu_epi16(mask, from);
+#else
+  Half16 bits{};
+  if (begin == 0 && end == kLanes<float>)
+    __builtin_memcpy(&bits, from, sizeof bits);
+  else
+    for (int i = begin; i < end; ++i) bits[i] = from[i];
+#endif
+  return __builtin_convertvector(bits, Vector<uint32_t>);
+}
+
+// The same of every second element: lane i is from[2 * i].
+UNFOLDCONV_INLINE Vector<float> load_even_lanes(const float* from, int begin, int end) {
+#if UNFOLDCONV_VECTOR_BYTES == 64
+  // What lies between two elements that are read may be read as well.
+  const uint64_t mask = (~uint64_t{0} << (2 * begin)) & ~(~uint64_t{0} << (2 * end - 1));
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  return (Vector<float>)_mm512_permutex2var_ps(_mm512_maskz_loadu_ps(static_cast<__mmask16>(mask), from), even,
+                                               _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> 16), from + 16));
+#else
+  Vector<float> result{};
+  for (int i = begin; i < end; ++i) result[i] = from[2 * i];
+  return result;
+#endif
+}
+
 // Writes lanes [0, count) alone.
 UNFOLDCONV_INLINE void store_lanes(float* to, Vector<float> value, int count) {
 #if UNFOLDCONV_VECTOR_BYTES == 64
@@ -106,7 +137,7 @@ UNFOLDCONV_INLINE void narrow(Vector<float> value, BFloat16* to) {
 }
 UNFOLDCONV_INLINE Vector<float> widen(const Half* from) {
 #if UNFOLDCONV_VECTOR_BYTES == 64
-  return (Vector<float>)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+  return (Vector<float>)_mm512_maskz_cvtph_ps(0xffff, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
 #elif UNFOLDCONV_VECTOR_BYTES == 32
   return (Vector<float>)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
 #else
@@ -117,7 +148,7 @@ UNFOLDCONV_INLINE Vector<float> widen(const Half* from) {
 }
 UNFOLDCONV_INLINE void narrow(Vector<float> value, Half* to) {
 #if UNFOLDCONV_VECTOR_BYTES == 64
-  const __m256i result = _mm512_cvtps_ph((__m512)value, _MM_FROUND_TO_NEAREST_INT);
+  const __m256i result = _mm512_maskz_cvtps_ph(0xffff, (__m512)value, _MM_FROUND_TO_NEAREST_INT);
   __builtin_memcpy(to, &result, sizeof result);
 #elif UNFOLDCONV_VECTOR_BYTES == 32
   const __m128i result = _mm256_cvtps_ph((__m256)value, _MM_FROUND_TO_NEAREST_INT);

@@ -1,7 +1,109 @@
+// The micro-kernel of tile_kernels.h.
 namespace unfoldconv::cpu::UNFOLDCONV_ISA {
 namespace {
 
-TileKernels tile_kernels() { return {}; }
+// As many accumulators as registers allow, beside one row of b and one broadcast element.
+constexpr int kMostVectors = kVectorBytes == 64 ? 4 : 2;
+
+template <class T>
+UNFOLDCONV_INLINE Vector<T> multiply_add(T a, Vector<T> b, Vector<T> sum) {
+  return sum + broadcast(a) * b;
+}
+
+#ifdef UNFOLDCONV_BF16_PRODUCTS
+// A row of b in the micro-kernel: pairs are moved as 32 bits.
+UNFOLDCONV_INLINE Vector<float> multiply_add(Pair a, Vector<uint32_t> b, Vector<float> sum) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, a);
+  return (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(bits), (__m512bh)b);
+}
+#endif
+template <class T>
+UNFOLDCONV_INLINE Vector<T> load_row(const T* from) {
+  return load(from);
+}
+UNFOLDCONV_INLINE Vector<uint32_t> load_row(const Pair* from) { return load(reinterpret_cast<const uint32_t*>(from)); }
+
+template <class T, int Rows, int Vectors>
+void tile(const TileArguments<T>& arguments) {
+  using Sum = typename SumOf<T>::type;
+  constexpr int lanes = kLanes<Sum>;
+  Vector<Sum> sum[Rows][Vectors];
+  Sum* const c = arguments.c;
+  const int64_t c_step = arguments.c_step;
+  const Sum* const bias = arguments.bias;
+  switch (arguments.start) {
+    case Start::sum:
+#pragma GCC unroll 8
+      for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+        for (int j = 0; j < Vectors; ++j) sum[i][j] = load(c + i * c_step + j * lanes);
+      break;
+    case Start::row_bias:
+#pragma GCC unroll 8
+      for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+        for (int j = 0; j < Vectors; ++j) sum[i][j] = broadcast(bias[i]);
+      break;
+    case Start::lane_bias:
+#pragma GCC unroll 8
+      for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+        for (int j = 0; j < Vectors; ++j) sum[i][j] = load(bias + j * lanes);
+      break;
+    default:
+#pragma GCC unroll 8
+      for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+        for (int j = 0; j < Vectors; ++j) sum[i][j] = Vector<Sum>{};
+      break;
+  }
+  const int64_t b_step = arguments.b_step;
+  for (const Run<T>*run = arguments.runs, *end = run + arguments.run_count; run != end; ++run) {
+    const T* a[Rows];
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) a[i] = run->a[i] + arguments.a_offset;
+    const T* b = arguments.b + run->b * b_step;
+    const int64_t length = run->length;
+    for (int64_t k = 0; k < length; ++k, b += b_step) {
+      decltype(load_row(b)) row[Vectors];
+#pragma GCC unroll 8
+      for (int j = 0; j < Vectors; ++j) row[j] = load_row(b + j * lanes);
+#pragma GCC unroll 8
+      for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+        for (int j = 0; j < Vectors; ++j) sum[i][j] = multiply_add(a[i][k], row[j], sum[i][j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i)
+#pragma GCC unroll 8
+    for (int j = 0; j < Vectors; ++j) store(c + i * c_step + j * lanes, sum[i][j]);
+}
+
+template <class T>
+constexpr Tiles<T> tiles() {
+  Tiles<T> result{kLanes<typename SumOf<T>::type>, kMostVectors, {}};
+#define UNFOLDCONV_TILES(VECTORS)                                                                                     \
+  if constexpr (VECTORS <= kMostVectors) {                                                                            \
+    const Tile<T> row[] = {tile<T, 1, VECTORS>, tile<T, 2, VECTORS>, tile<T, 3, VECTORS>,                              \
+                           tile<T, 4, VECTORS>, tile<T, 5, VECTORS>, tile<T, 6, VECTORS>};                             \
+    for (int i = 0; i < kTileRows; ++i) result.tile[VECTORS - 1][i] = row[i];                                          \
+  }
+  UNFOLDCONV_TILES(1)
+  UNFOLDCONV_TILES(2)
+  UNFOLDCONV_TILES(3)
+  UNFOLDCONV_TILES(4)
+#undef UNFOLDCONV_TILES
+  return result;
+}
+
+TileKernels tile_kernels() {
+#ifdef UNFOLDCONV_BF16_PRODUCTS
+  return {tiles<float>(), tiles<double>(), tiles<Pair>()};
+#else
+  return {tiles<float>(), tiles<double>(), {}};
+#endif
+}
 
 }  // namespace
 }  // namespace unfoldconv::cpu::UNFOLDCONV_ISA

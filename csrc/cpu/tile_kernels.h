@@ -1,8 +1,78 @@
-// The inner loops of the panel engine (panels.h), for one instruction set.
+// The micro-kernel of the matrix engines: one tile of a product, held in registers over the whole sum.
+//
+//   c[i, j] = start[i, j] + sum over runs and k < run.length of run.a[i][k] * b[(run.b + k) * b_step + j]
+//
+// i counts up to kTileRows rows, whose elements are broadcast; j the lanes of up to kTileVectors vectors. The sum runs
+// in the order of the runs, one product after the other, whatever the sizes of the tile: an element of the result does
+// not depend on the tile that it was computed in.
 #pragma once
+
+#include <cstdint>
 
 namespace unfoldconv::cpu {
 
-struct TileKernels {};
+constexpr int kTileRows = 6;
+constexpr int kTileVectors = 4;
+
+// Two neighbouring bfloat16 of a sum, multiplied and added in one step.
+struct Pair {
+  uint16_t low, high;
+};
+
+template <class T>
+struct SumOf {
+  using type = T;
+};
+template <>
+struct SumOf<Pair> {
+  using type = float;
+};
+
+// A stretch of the sum whose terms lie in a line: for each row of the tile, and as consecutive rows of b.
+template <class T>
+struct Run {
+  const T* a[kTileRows];
+  int64_t b;       // first row of b
+  int64_t length;  // terms
+};
+
+// What a tile adds to.
+enum class Start {
+  zero,
+  sum,        // what stands in c
+  row_bias,   // bias[i]
+  lane_bias,  // bias[j]
+};
+
+template <class T>
+struct TileArguments {
+  using Sum = typename SumOf<T>::type;
+  const Run<T>* runs;
+  int64_t run_count;
+  int64_t a_offset;  // of every a, in elements
+  const T* b;
+  int64_t b_step;
+  Sum* c;  // whole vectors are written
+  int64_t c_step;
+  Start start;
+  const Sum* bias;
+};
+
+template <class T>
+using Tile = void (*)(const TileArguments<T>&);
+
+// By vectors and rows, each less one. 0 where the instance has none.
+template <class T>
+struct Tiles {
+  int lanes;    // of a vector
+  int vectors;  // of the widest tile
+  Tile<T> tile[kTileVectors][kTileRows];
+};
+
+struct TileKernels {
+  Tiles<float> f32;
+  Tiles<double> f64;
+  Tiles<Pair> bf16;
+};
 
 }  // namespace unfoldconv::cpu

@@ -1,0 +1,268 @@
+// The functions of pack_kernels.h.
+namespace unfoldconv::cpu::UNFOLDCONV_ISA {
+namespace {
+
+// --- panels ----------------------------------------------------------------------------------------------------------
+
+// 16-bit floats as their bits, which are what is moved until they are widened.
+UNFOLDCONV_INLINE const uint16_t* bits_of(const BFloat16* from) { return reinterpret_cast<const uint16_t*>(from); }
+UNFOLDCONV_INLINE const uint16_t* bits_of(const Half* from) { return reinterpret_cast<const uint16_t*>(from); }
+
+UNFOLDCONV_INLINE Vector<float> widen_bits(Vector<uint32_t> bits, BFloat16) { return (Vector<float>)(bits << 16); }
+UNFOLDCONV_INLINE Vector<float> widen_bits(Vector<uint32_t> bits, Half) {
+  typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));
+  const Half16 narrow = __builtin_convertvector(bits, Half16);
+  Half halves[kLanes<float>];
+  __builtin_memcpy(halves, &narrow, sizeof narrow);
+  return widen(halves);
+}
+
+// One vector of a panel, as it was in memory: floats, doubles, or 16 bits in 32.
+template <class From>
+struct Raw {
+  using Lane = From;
+  UNFOLDCONV_INLINE static const From* pointer(const From* from) { return from; }
+};
+template <>
+struct Raw<BFloat16> {
+  using Lane = uint32_t;
+  UNFOLDCONV_INLINE static const uint16_t* pointer(const BFloat16* from) { return bits_of(from); }
+};
+template <>
+struct Raw<Half> {
+  using Lane = uint32_t;
+  UNFOLDCONV_INLINE static const uint16_t* pointer(const Half* from) { return bits_of(from); }
+};
+
+template <class From>
+UNFOLDCONV_INLINE auto gather_piece(const From* from, int64_t step, const Piece& piece) {
+  using Lane = typename Raw<From>::Lane;
+  const auto* source = Raw<From>::pointer(from) + piece.offset;
+  if (step == 1) return load_lanes(source, piece.begin, piece.end);
+  if constexpr (__is_same(From, float)) {
+    if (step == 2) return load_even_lanes(source, piece.begin, piece.end);
+  }
+  alignas(kVectorBytes) Lane lanes[kLanes<Lane>] = {};
+  for (int lane = piece.begin; lane < piece.end; ++lane) lanes[lane] = source[lane * step];
+  return load(lanes);
+}
+
+// All pieces of one vector.
+template <class From>
+UNFOLDCONV_INLINE auto gather_vector(const From* from, int64_t step, const Piece* pieces, int count) {
+  using Lane = typename Raw<From>::Lane;
+  if (count == 0) return Vector<Lane>{};
+  auto result = gather_piece(from, step, pieces[0]);
+  for (int i = 1; i < count; ++i) {  // the lanes of pieces are disjoint
+    const auto next = gather_piece(from, step, pieces[i]);
+    result = (Vector<Lane>)((Vector<uint32_t>)result | (Vector<uint32_t>)next);
+  }
+  return result;
+}
+
+// Walks the terms of a panel: which channel and tap each of them is.
+template <class From>
+struct Terms {
+  const PanelArguments<From>& arguments;
+  int64_t channel, tap;
+
+  UNFOLDCONV_INLINE Terms(const PanelArguments<From>& a, int64_t first)
+      : arguments(a), channel(first / a.taps), tap(first % a.taps) {}
+  UNFOLDCONV_INLINE bool inside() const { return channel < arguments.channels; }
+  UNFOLDCONV_INLINE const From* from() const { return arguments.from + channel * arguments.channel_stride; }
+  UNFOLDCONV_INLINE const TapPieces& pieces() const { return arguments.tap_pieces[tap - arguments.first_tap]; }
+  UNFOLDCONV_INLINE void next() {
+    if (++tap == arguments.taps) tap = 0, ++channel;
+  }
+};
+
+template <class T, class From>
+void pack_panel(const PanelArguments<From>& arguments, T* panel) {
+  constexpr int lanes = kLanes<typename SumOf<T>::type>;
+  if constexpr (__is_same(T, Pair)) {
+    Terms<From> low(arguments, 2 * arguments.first), high = low;
+    high.next();
+    for (int64_t k = 0; k < arguments.count; ++k, low.next(), low.next(), high.next(), high.next()) {
+      const TapPieces& low_pieces = low.pieces();
+      const TapPieces* const high_pieces = high.inside() ? &high.pieces() : nullptr;
+      const Piece* low_piece = low_pieces.pieces;
+      const Piece* high_piece = high_pieces ? high_pieces->pieces : nullptr;
+      for (int v = 0; v < arguments.vectors; ++v, panel += lanes) {
+        auto bits = gather_vector(low.from(), arguments.step, low_piece, low_pieces.count[v]);
+        low_piece += low_pieces.count[v];
+        if (high_pieces) {
+          bits |= gather_vector(high.from(), arguments.step, high_piece, high_pieces->count[v]) << 16;
+          high_piece += high_pieces->count[v];
+        }
+        __builtin_memcpy(panel, &bits, sizeof bits);
+      }
+    }
+  } else {
+    Terms<From> term(arguments, arguments.first);
+    for (int64_t k = 0; k < arguments.count; ++k, term.next()) {
+      const TapPieces& tap = term.pieces();
+      const Piece* piece = tap.pieces;
+      for (int v = 0; v < arguments.vectors; ++v, panel += lanes) {
+        const auto value = gather_vector(term.from(), arguments.step, piece, tap.count[v]);
+        piece += tap.count[v];
+        if constexpr (__is_same(T, From))
+          store(panel, value);
+        else
+          store(panel, widen_bits(value, From{}));
+      }
+    }
+  }
+}
+
+// --- lines -----------------------------------------------------------------------------------------------------------
+
+template <class T, class From>
+void pack_line(const From* from, int64_t step, T* to, int64_t count) {
+  if constexpr (__is_same(T, Pair)) {
+    auto* bits = reinterpret_cast<uint16_t*>(to);
+    if (step == 1)
+      __builtin_memcpy(bits, from, count * sizeof *bits);
+    else
+      for (int64_t i = 0; i < count; ++i) bits[i] = bits_of(from)[i * step];
+    if (count % 2) bits[count] = 0;
+  } else {
+    int64_t i = 0;
+    if (step == 1) {
+      constexpr int lanes = kLanes<T>;
+      for (; i + lanes <= count; i += lanes) {
+        if constexpr (__is_same(T, From))
+          store(to + i, load(from + i));
+        else
+          store(to + i, widen(from + i));
+      }
+    }
+    for (; i < count; ++i) to[i] = static_cast<T>(from[i * step]);
+  }
+}
+
+template <class T, class From>
+void store_line(const typename SumOf<T>::type* from, From* to, int64_t step, int64_t count) {
+  using Sum = typename SumOf<T>::type;
+  constexpr int lanes = kLanes<Sum>;
+  int64_t i = 0;
+  if (step == 1) {
+    for (; i + lanes <= count; i += lanes) {
+      if constexpr (__is_same(Sum, From))
+        store(to + i, load(from + i));
+      else
+        narrow(load(from + i), to + i);
+    }
+    if constexpr (__is_same(Sum, From)) {
+      if (i < count) store_lanes(to + i, load_lanes(from + i, 0, count - i), count - i);
+      return;
+    }
+  }
+  for (; i < count; ++i) to[i * step] = static_cast<From>(from[i]);
+}
+
+// --- transposes ------------------------------------------------------------------------------------------------------
+
+// One step of a transpose: swaps, between row i and row i + Distance, the lanes whose index has the bit of Distance.
+template <int Distance, class V, int Lanes>
+UNFOLDCONV_INLINE void exchange(V& low, V& high) {
+  using Index = std::conditional_t<sizeof(low[0]) == 4, int32_t, int64_t>;
+  typedef Index Mask __attribute__((vector_size(sizeof(V))));
+  Mask first, second;
+#pragma GCC unroll 16
+  for (int lane = 0; lane < Lanes; ++lane) {
+    first[lane] = lane & Distance ? Lanes + lane - Distance : lane;
+    second[lane] = lane & Distance ? Lanes + lane : lane + Distance;
+  }
+  const V a = __builtin_shuffle(low, high, first);
+  const V b = __builtin_shuffle(low, high, second);
+  low = a;
+  high = b;
+}
+
+// rows[i][j] <-> rows[j][i]
+template <class T>
+UNFOLDCONV_INLINE void transpose_square(Vector<T> (&rows)[kLanes<T>]) {
+  constexpr int lanes = kLanes<T>;
+#define UNFOLDCONV_EXCHANGE(DISTANCE)                                                      \
+  if constexpr (DISTANCE < lanes) {                                                        \
+    _Pragma("GCC unroll 16") for (int i = 0; i < lanes; ++i) if ((i & DISTANCE) == 0)      \
+        exchange<DISTANCE, Vector<T>, lanes>(rows[i], rows[i + DISTANCE]);                 \
+  }
+  UNFOLDCONV_EXCHANGE(1)
+  UNFOLDCONV_EXCHANGE(2)
+  UNFOLDCONV_EXCHANGE(4)
+  UNFOLDCONV_EXCHANGE(8)
+#undef UNFOLDCONV_EXCHANGE
+}
+
+// Elements as wide as those of the result, for which a line of From is one of T.
+template <class T, class From>
+constexpr bool kMovesLines = __is_same(T, From) || __is_same(T, Pair);
+
+template <class T, class From>
+void transpose(const TransposeArguments<From>& arguments, T* to, int64_t to_step) {
+  using Sum = typename SumOf<T>::type;  // as wide as T
+  constexpr int lanes = kLanes<Sum>;
+  const auto& [from, lane_stride, term_stride, lane_count, terms, width] = arguments;
+  constexpr int halves = __is_same(T, Pair) ? 2 : 1;
+  int64_t lane = 0;
+  if (term_stride == 1) {
+    // Squares of lanes x lanes through registers.
+    for (; lane + lanes <= lane_count; lane += lanes) {
+      int64_t term = 0;
+      for (; term + lanes <= terms; term += lanes) {
+        Vector<Sum> rows[lanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes; ++i) {
+          const From* const row = from + (lane + i) * lane_stride + term * halves;
+          if constexpr (kMovesLines<T, From>)
+            __builtin_memcpy(&rows[i], row, kVectorBytes);
+          else
+            rows[i] = widen(row);
+        }
+        transpose_square<Sum>(rows);
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes; ++i) __builtin_memcpy(to + (term + i) * to_step + lane, &rows[i], kVectorBytes);
+      }
+      for (; term < terms; ++term)
+        for (int i = 0; i < lanes; ++i) {
+          const From* const element = from + (lane + i) * lane_stride + term * halves;
+          if constexpr (__is_same(T, Pair))
+            to[term * to_step + lane + i] = {bits_of(element)[0], bits_of(element)[1]};
+          else
+            to[term * to_step + lane + i] = static_cast<T>(*element);
+        }
+    }
+  }
+  for (int64_t term = 0; term < terms; ++term) {
+    T* const row = to + term * to_step;
+    const From* const source = from + term * halves * term_stride;
+    int64_t i = lane;
+    if constexpr (!__is_same(T, Pair)) {
+      if (lane_stride == 1) {
+        pack_line<T, From>(source + i, 1, row + i, lane_count - i);
+        i = lane_count;
+      }
+    }
+    for (; i < lane_count; ++i) {
+      if constexpr (__is_same(T, Pair))
+        row[i] = {bits_of(source)[i * lane_stride], bits_of(source)[i * lane_stride + term_stride]};
+      else
+        row[i] = static_cast<T>(source[i * lane_stride]);
+    }
+    for (; i < width; ++i) row[i] = T{};
+  }
+}
+
+template <class T, class From>
+constexpr PackKernels<T, From> pack_kernels_of() {
+  return {pack_panel<T, From>, transpose<T, From>, pack_line<T, From>, store_line<T, From>};
+}
+
+AllPackKernels pack_kernels() {
+  return {pack_kernels_of<float, float>(),    pack_kernels_of<double, double>(),  pack_kernels_of<float, BFloat16>(),
+          pack_kernels_of<float, Half>(),     pack_kernels_of<Pair, BFloat16>()};
+}
+
+}  // namespace
+}  // namespace unfoldconv::cpu::UNFOLDCONV_ISA

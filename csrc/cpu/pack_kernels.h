@@ -1,0 +1,68 @@
+// Moving elements into the panels that the micro-kernel reads, and tiles out of registers into a result.
+//
+// T is what the micro-kernel multiplies, From the dtype in memory: 16-bit floats are widened, or bfloat16 paired, on
+// the way.
+#pragma once
+
+#include <cstdint>
+
+#include "../scalar.h"
+#include "tile_kernels.h"
+
+namespace unfoldconv::cpu {
+
+// Lanes [begin, end) of a vector read from[offset + lane * step].
+struct Piece {
+  int64_t offset;
+  int32_t begin, end;
+};
+
+// What fills the panel at one tap: the pieces of each of its vectors, which lie one after the other. Lanes that no
+// piece covers are 0.
+struct TapPieces {
+  const Piece* pieces;
+  int32_t count[kTileVectors];
+};
+
+// Terms [first, first + count) of the sums of one panel: panel[term - first][vectors * lanes]. Term k is tap k % taps
+// of channel k / taps; of Pairs there are half as many terms, and the one beyond the last of an odd number is 0.
+template <class From>
+struct PanelArguments {
+  const From* from;  // of channel 0
+  int64_t channel_stride, step;
+  int64_t channels, taps;
+  int64_t first, count;
+  int64_t first_tap;      // whose pieces come first
+  const TapPieces* tap_pieces;
+  int vectors;
+};
+
+// A matrix [lanes, terms] that becomes [terms, lanes]. Element (lane, term) lies at from[lane * lane_stride + term *
+// term_stride]. Lanes from `lanes` up to the `width` of a row of `to` become 0.
+template <class From>
+struct TransposeArguments {
+  const From* from;
+  int64_t lane_stride, term_stride;
+  int64_t lanes, terms, width;
+};
+
+template <class T, class From>
+struct PackKernels {
+  void (*panel)(const PanelArguments<From>&, T* panel);
+  // `terms` counts Pairs where T is one, and then `from` must hold both halves of each, term_stride apart.
+  void (*transpose)(const TransposeArguments<From>&, T* to, int64_t to_step);
+  // count elements, the last Pair of an odd number filled up by 0.
+  void (*line)(const From* from, int64_t step, T* to, int64_t count);
+  // A row of a tile to a result.
+  void (*store)(const typename SumOf<T>::type* from, From* to, int64_t step, int64_t count);
+};
+
+struct AllPackKernels {
+  PackKernels<float, float> f32;
+  PackKernels<double, double> f64;
+  PackKernels<float, BFloat16> bf16_as_f32;
+  PackKernels<float, Half> f16_as_f32;
+  PackKernels<Pair, BFloat16> bf16;
+};
+
+}  // namespace unfoldconv::cpu
