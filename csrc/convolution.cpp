@@ -11,6 +11,8 @@
 #include "convolution.h"
 
 #include "columns.h"
+#include "correlation.h"
+#include "cpu/correlation.h"
 #include "matmul.h"
 #include "phases.h"
 #include "planes.h"
@@ -111,17 +113,18 @@ int64_t chunk_of(int64_t total, int64_t room, int64_t bytes, int64_t parts) {
 // Chunks that a problem should have for the sake of threads.
 int64_t parts_of(const Place& place) { return place.cuda ? 1 : kTasksPerProblem; }
 
-// output[n, g, m, p] = sum_r weight[g, f, m, r] columns[n, g, r, p] (+ bias[g, m]) for each of the `outputs` f; weight
-// is packed as [groups, outputs.size(), M, C * taps]. The outputs are views of one layout.
+// The correlation by columns: output[n, g, m, p] = sum_r weight[g, f, m, r] columns[n, g, r, p] (+ bias[g, m]) for each
+// of the outputs f.
 template <int Rank>
-void correlate(const Place& place, const Tensor& like, const Planes<Rank>& image, const Geometry<Rank>& geometry,
-               const char* weight, const char* bias, const std::vector<Planes<Rank>>& outputs) {
-  const auto& layout = outputs[0].layout;
-  const int64_t batch = layout.count[0], groups = layout.count[1], rows = layout.count[2];
-  const int64_t channels = image.layout.count[2];
+void correlate_columns(const Place& place, const Correlation<Rank>& problem) {
+  const Planes<Rank>& image = problem.image;
+  const Geometry<Rank>& geometry = problem.geometry;
+  const std::vector<Planes<Rank>>& outputs = problem.outputs;
+  const int64_t batch = problem.batch(), groups = problem.groups(), rows = problem.rows();
+  const int64_t channels = problem.channels(), variants = problem.variants();
   const int64_t depth = channels * geometry.tap_numel(), positions = geometry.position_numel();
-  const int64_t variants = static_cast<int64_t>(outputs.size());
-  if (batch * groups * rows * positions == 0) return;
+  const char* const bias = problem.bias;
+  const Tensor& like = problem.like;
 
   const ScalarType dtype = compute_dtype(image.dtype);
   const int64_t size = element_size(dtype);
@@ -142,6 +145,14 @@ void correlate(const Place& place, const Tensor& like, const Planes<Rank>& image
   const int64_t tasks = ceil_div(batch, chunk_batch) * group_chunks * position_chunks;
   const bool serial = 2. * batch * groups * variants * rows * depth * positions < kSerialFlops;
   const torch::stable::Device device = like.device();
+
+  // The weight as [groups, variants, rows, depth].
+  const Tensor packed = allocate(groups * variants * rows * depth * size, like);
+  char* const weight = static_cast<char*>(packed.data_ptr());
+  for (int64_t group = 0; group < (variants == 1 ? 1 : groups); ++group)
+    for (int64_t variant = 0; variant < variants; ++variant)
+      pack<Rank>(place, problem.weights[variant].at(group, 0).counted(variants == 1 ? groups : 1, rows, channels),
+                 geometry.kernel, weight + (group * variants + variant) * rows * depth * size);
 
   run_tasks(place, tasks, serial, column_buffer + product_buffer, like, [&](int64_t task, char* workspace) {
     const PositionRange range{task % position_chunks * chunk,
@@ -182,6 +193,13 @@ void correlate(const Place& place, const Tensor& like, const Planes<Rank>& image
   });
 }
 
+template <int Rank>
+void correlate(const Place& place, const Correlation<Rank>& problem) {
+  if (problem.batch() * problem.groups() * problem.rows() * problem.geometry.position_numel() == 0) return;
+  if (!place.cuda && cpu::correlate<Rank>(problem)) return;
+  correlate_columns<Rank>(place, problem);
+}
+
 const char* bias_data(const Bias& bias) { return bias ? static_cast<const char*>(bias->data_ptr()) : nullptr; }
 
 }  // namespace
@@ -189,11 +207,9 @@ const char* bias_data(const Bias& bias) { return bias ? static_cast<const char*>
 template <int Rank>
 void conv(const Place& place, const Tensor& input, const Tensor& weight, const Bias& bias,
           const Geometry<Rank>& geometry, int64_t groups, Tensor& output) {
-  const Planes<Rank> planes = weight_planes<Rank>(weight, groups, /*swap=*/false);
-  const Tensor packed = allocate(weight.numel() * element_size(compute_dtype(planes.dtype)), input);
-  pack<Rank>(place, planes, geometry.kernel, packed.data_ptr());
-  correlate<Rank>(place, input, planes_of<Rank>(input, groups), geometry, static_cast<char*>(packed.data_ptr()),
-                  bias_data(bias), {planes_of<Rank>(output, groups)});
+  correlate<Rank>(place, {planes_of<Rank>(input, groups), geometry,
+                          {weight_planes<Rank>(weight, groups, /*swap=*/false)}, {planes_of<Rank>(output, groups)},
+                          bias_data(bias), input});
 }
 
 template <int Rank>
@@ -201,7 +217,7 @@ void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor
                      const Geometry<Rank>& geometry, int64_t groups, Tensor& grad_input) {
   const Planes<Rank> output = planes_of<Rank>(grad_output, groups), input = planes_of<Rank>(grad_input, groups);
   const Planes<Rank> weights = weight_planes<Rank>(weight, groups, /*swap=*/true);
-  const int64_t rows = input.layout.count[2], depth_planes = output.layout.count[2];
+  const int64_t rows = input.layout.count[2];
   const int64_t size = element_size(compute_dtype(weights.dtype));
 
   // Residues share a product as long as it leaves a chunk room for enough positions.
@@ -241,10 +257,7 @@ void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor
       target.layout.axis_stride[axis] *= geometry.stride[axis];
     }
     const int64_t variants = Geometry<Rank>::product(runs);
-    const int64_t variant_bytes = rows * depth_planes * phase.tap_numel() * size;
-    const Tensor packed = allocate(groups * variants * variant_bytes, grad_output);
-    char* packed_data = static_cast<char*>(packed.data_ptr());
-    std::vector<Planes<Rank>> targets;
+    Correlation<Rank> problem{output, phase, {}, {}, bias_data(bias), grad_output};
     for (int64_t variant = 0; variant < variants; ++variant) {
       int64_t shift[Rank], weight_shift = 0, target_shift = 0;
       unravel<Rank>(variant, runs, shift);
@@ -252,16 +265,10 @@ void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor
         weight_shift += shift[axis] * weights.layout.axis_stride[axis];
         target_shift += shift[axis] * input.layout.axis_stride[axis];
       }
-      targets.push_back(target.shifted(target_shift));
-      const Planes<Rank> from = taps.shifted(weight_shift);
-      if (variants == 1)
-        pack<Rank>(place, from, phase.kernel, packed_data);
-      else
-        for (int64_t group = 0; group < groups; ++group)
-          pack<Rank>(place, from.at(group, 0).counted(1, rows, depth_planes), phase.kernel,
-                     packed_data + (group * variants + variant) * variant_bytes);
+      problem.outputs.push_back(target.shifted(target_shift));
+      problem.weights.push_back(taps.shifted(weight_shift));
     }
-    correlate<Rank>(place, grad_output, output, phase, packed_data, bias_data(bias), targets);
+    correlate<Rank>(place, problem);
   }
 }
 

@@ -23,61 +23,55 @@ UNFOLDCONV_INLINE Vector<T> load_row(const T* from) {
 }
 UNFOLDCONV_INLINE Vector<uint32_t> load_row(const Pair* from) { return load(reinterpret_cast<const uint32_t*>(from)); }
 
+// c = start + sum, and sum = 0.
+template <class Sum, int Rows, int Vectors>
+UNFOLDCONV_INLINE void flush(Vector<Sum> (&sum)[Rows][Vectors], Start start, const Sum* bias, Sum* c, int64_t c_step) {
+  constexpr int lanes = kLanes<Sum>;
+#define UNFOLDCONV_FLUSH(VALUE)                                      \
+  _Pragma("GCC unroll 8") for (int i = 0; i < Rows; ++i)             \
+      _Pragma("GCC unroll 8") for (int j = 0; j < Vectors; ++j) {    \
+    store(c + i * c_step + j * lanes, VALUE + sum[i][j]);            \
+    sum[i][j] = Vector<Sum>{};                                       \
+  }
+  switch (start) {
+    case Start::zero: UNFOLDCONV_FLUSH(Vector<Sum>{}) break;
+    case Start::sum: UNFOLDCONV_FLUSH(load(c + i * c_step + j * lanes)) break;
+    case Start::row_bias: UNFOLDCONV_FLUSH(broadcast(bias[i])) break;
+    case Start::lane_bias: UNFOLDCONV_FLUSH(load(bias + j * lanes)) break;
+  }
+#undef UNFOLDCONV_FLUSH
+}
+
 template <class T, int Rows, int Vectors>
 void tile(const TileArguments<T>& arguments) {
   using Sum = typename SumOf<T>::type;
   constexpr int lanes = kLanes<Sum>;
-  Vector<Sum> sum[Rows][Vectors];
-  Sum* const c = arguments.c;
-  const int64_t c_step = arguments.c_step;
-  const Sum* const bias = arguments.bias;
-  switch (arguments.start) {
-    case Start::sum:
-#pragma GCC unroll 8
-      for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 8
-        for (int j = 0; j < Vectors; ++j) sum[i][j] = load(c + i * c_step + j * lanes);
-      break;
-    case Start::row_bias:
-#pragma GCC unroll 8
-      for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 8
-        for (int j = 0; j < Vectors; ++j) sum[i][j] = broadcast(bias[i]);
-      break;
-    case Start::lane_bias:
-#pragma GCC unroll 8
-      for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 8
-        for (int j = 0; j < Vectors; ++j) sum[i][j] = load(bias + j * lanes);
-      break;
-    default:
-#pragma GCC unroll 8
-      for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 8
-        for (int j = 0; j < Vectors; ++j) sum[i][j] = Vector<Sum>{};
-      break;
-  }
+  Vector<Sum> sum[Rows][Vectors] = {};
+  Start start = arguments.start;
   const int64_t b_step = arguments.b_step;
   for (const Run<T>*run = arguments.runs, *end = run + arguments.run_count; run != end; ++run) {
     const T* a[Rows];
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) a[i] = run->a[i] + arguments.a_offset;
     const T* b = arguments.b + run->b * b_step;
-    const int64_t length = run->length;
-    for (int64_t k = 0; k < length; ++k, b += b_step) {
-      decltype(load_row(b)) row[Vectors];
+    for (int64_t k = 0; k < run->length;) {
+      const int64_t block_end = run->length - k <= kBlockTerms ? run->length : k + kBlockTerms;
+      for (; k < block_end; ++k, b += b_step) {
+        decltype(load_row(b)) row[Vectors];
 #pragma GCC unroll 8
-      for (int j = 0; j < Vectors; ++j) row[j] = load_row(b + j * lanes);
+        for (int j = 0; j < Vectors; ++j) row[j] = load_row(b + j * lanes);
 #pragma GCC unroll 8
-      for (int i = 0; i < Rows; ++i)
+        for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 8
-        for (int j = 0; j < Vectors; ++j) sum[i][j] = multiply_add(a[i][k], row[j], sum[i][j]);
+          for (int j = 0; j < Vectors; ++j) sum[i][j] = multiply_add(a[i][k], row[j], sum[i][j]);
+      }
+      if (k < run->length) {
+        flush<Sum, Rows, Vectors>(sum, start, arguments.bias, arguments.c, arguments.c_step);
+        start = Start::sum;
+      }
     }
   }
-#pragma GCC unroll 8
-  for (int i = 0; i < Rows; ++i)
-#pragma GCC unroll 8
-    for (int j = 0; j < Vectors; ++j) store(c + i * c_step + j * lanes, sum[i][j]);
+  flush<Sum, Rows, Vectors>(sum, start, arguments.bias, arguments.c, arguments.c_step);
 }
 
 template <class T>

@@ -2,9 +2,10 @@
 //
 //   c[i, j] = start[i, j] + sum over runs and k < run.length of run.a[i][k] * b[(run.b + k) * b_step + j]
 //
-// i counts up to kTileRows rows, whose elements are broadcast; j the lanes of up to kTileVectors vectors. The sum runs
-// in the order of the runs, one product after the other, whatever the sizes of the tile: an element of the result does
-// not depend on the tile that it was computed in.
+// i counts up to kTileRows rows, whose elements are broadcast; j the lanes of up to kTileVectors vectors. The terms of
+// a run are summed in blocks, each from 0 and one product after the other, and the blocks are added up: rounding errors
+// grow with the length of a block and the number of blocks, not with their product (Higham, "The accuracy of floating
+// point summation", 1993). Nothing in this depends on the sizes of the tile, nor does an element of the result.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +14,7 @@ namespace unfoldconv::cpu {
 
 constexpr int kTileRows = 6;
 constexpr int kTileVectors = 4;
+constexpr int64_t kBlockTerms = 128;
 
 // Two neighbouring bfloat16 of a sum, multiplied and added in one step.
 struct Pair {

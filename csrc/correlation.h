@@ -1,0 +1,31 @@
+// What a convolution, and each phase of its input gradient, comes down to: a stride-s correlation.
+//
+//   output[n, g, m, p] = bias[g, m] + sum over channels c and taps t of weight[g, m, c, t] * image[n, g, c, window(p, t)]
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <vector>
+
+#include "planes.h"
+
+namespace unfoldconv {
+
+template <int Rank>
+struct Correlation {
+  Planes<Rank> image;  // (batch, group, channel)
+  Geometry<Rank> geometry;
+  // Outputs that share their columns: views (batch, group, row) of one layout, and the weights (group, row, channel) of
+  // each, also of one layout.
+  std::vector<Planes<Rank>> weights, outputs;
+  const char* bias;  // one number per group and row, or null
+  Tensor like;       // says where memory comes from
+
+  int64_t batch() const { return outputs[0].layout.count[0]; }
+  int64_t groups() const { return outputs[0].layout.count[1]; }
+  int64_t rows() const { return outputs[0].layout.count[2]; }  // of one output and group
+  int64_t channels() const { return image.layout.count[2]; }
+  int64_t variants() const { return static_cast<int64_t>(outputs.size()); }
+};
+
+}  // namespace unfoldconv

@@ -1,0 +1,253 @@
+// The correlation engine with positions in the lanes (correlation.h).
+//
+// A task owns a panel of positions, counted over all images, and some groups or rows of the output. It gathers the
+// terms of the panel, a chunk of them at a time, and runs every tile of rows over the chunk while that is in cache.
+#include "../workspace.h"
+#include "correlation.h"
+#include "correlation_types.h"
+#include "positions.h"
+
+namespace unfoldconv::cpu {
+namespace {
+
+// Of a panel chunk: a good part of a second-level cache.
+constexpr int64_t kPanelBytes = 256 << 10;
+
+// Rows of a weight as lines of terms, channels first and then taps: where they lie, or packed.
+template <class Terms>
+struct WeightRows {
+  using T = typename Terms::T;
+  const T* data;
+  int64_t group_stride, row_stride;
+};
+
+template <class Terms, int Rank>
+bool rows_are_lines(const Planes<Rank>& weight, const int64_t (&kernel)[Rank]) {
+  if (!std::is_same_v<typename Terms::T, typename Terms::From> && Terms::kHalves == 1) return false;
+  const int64_t taps = Geometry<Rank>::product(kernel), channels = weight.layout.count[2];
+  const auto whole = [](int64_t elements) { return elements % Terms::kHalves == 0; };
+  const auto& stride = weight.layout.stride;
+  return is_line<Rank>(weight.layout, kernel) && (channels == 1 || stride[2] == taps) && whole(channels * taps) &&
+         whole(stride[0]) && whole(stride[1]);
+}
+
+// [groups, variants, rows, terms]
+template <class Terms, int Rank>
+void pack_rows(const Terms& terms, const Correlation<Rank>& problem, int64_t row_terms, typename Terms::T* packed) {
+  using T = typename Terms::T;
+  using From = typename Terms::From;
+  using Element = std::conditional_t<Terms::kHalves == 2, BFloat16, T>;
+  const auto& layout = problem.weights[0].layout;
+  const int64_t variants = problem.weights.size(), rows = layout.count[1], channels = layout.count[2];
+  const auto& kernel = problem.geometry.kernel;
+  const int64_t taps = problem.geometry.tap_numel();
+  const int64_t line_taps = taps == 1 ? 1 : kernel[Rank - 1];
+  parallel_over(layout.count[0] * variants * rows, row_terms * sizeof(T), [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      const Planes<Rank>& weight = problem.weights[row / rows % variants];
+      const From* from = reinterpret_cast<const From*>(weight.at(row / rows / variants, row % rows).data);
+      T* const to = packed + row * row_terms;
+      if (taps == 1) {
+        terms.pack.line(from, layout.stride[2], to, channels);
+        continue;
+      }
+      Element* element = reinterpret_cast<Element*>(to);
+      if (Terms::kHalves == 2) to[row_terms - 1] = T{};
+      for (int64_t channel = 0; channel < channels; ++channel) {
+        int64_t index[Rank] = {};
+        for (int64_t tap = 0; tap < taps; tap += line_taps) {
+          int64_t offset = channel * layout.stride[2];
+          for (int axis = 0; axis < Rank - 1; ++axis) offset += index[axis] * weight.layout.axis_stride[axis];
+          const int64_t step = weight.layout.axis_stride[Rank - 1];
+          for (int64_t i = 0; i < line_taps; ++i) *element++ = static_cast<Element>(from[offset + i * step]);
+          for (int axis = Rank - 2; axis >= 0 && ++index[axis] == kernel[axis]; --axis) index[axis] = 0;
+        }
+      }
+    }
+  });
+}
+
+template <class Terms, int Rank>
+struct Buffers {
+  using T = typename Terms::T;
+  using Sum = typename Terms::Sum;
+  T* panel;
+  Sum *sums, *tile;
+  PositionPiece<Rank>* positions;
+  TapPieces* taps;
+  Piece* pieces;
+};
+
+// How a problem is cut up.
+struct Plan {
+  int64_t panel_lanes, panels;
+  int64_t terms, chunk, chunks;  // of a sum
+  int64_t rows, block_rows, row_blocks;
+  int64_t block_groups, group_blocks;
+  int64_t tap_pieces;  // at most, of one tap
+};
+
+template <class Terms, int Rank>
+Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
+  const auto& [count, stride, axis_stride] = problem.outputs[0].layout;
+  const int64_t limit = workspace_limit().cpu;
+  Plan plan;
+  const int64_t positions = count[0] * problem.geometry.position_numel();
+  plan.panel_lanes = std::min(terms.most_lanes(), terms.width(positions));
+  plan.panels = ceil_div(positions, plan.panel_lanes);
+  plan.tap_pieces = most_pieces<Rank>(plan.panel_lanes, problem.geometry.positions) + kTileVectors;
+  plan.rows = static_cast<int64_t>(problem.outputs.size()) * count[2];
+  plan.terms = Terms::count(problem.image.layout.count[2] * problem.geometry.tap_numel());
+  const int64_t panel_bytes = std::min(kPanelBytes, limit / 4);
+  plan.chunk = std::max<int64_t>(1, panel_bytes / (plan.panel_lanes * sizeof(typename Terms::T)));
+  plan.chunks = std::max<int64_t>(1, ceil_div(plan.terms, plan.chunk));
+  plan.chunk = ceil_div(plan.terms, plan.chunks);
+  // Panels first, then groups, then rows, which gather the same panel again.
+  plan.group_blocks = std::min(count[1], ceil_div(kTasksPerProblem, plan.panels));
+  plan.block_groups = ceil_div(count[1], plan.group_blocks);
+  plan.group_blocks = ceil_div(count[1], plan.block_groups);
+  const int64_t tiles = ceil_div(plan.rows, kTileRows);
+  int64_t parts = std::clamp<int64_t>(ceil_div(kTasksPerProblem, plan.panels * plan.group_blocks), 1, ceil_div(tiles, 4));
+  if (plan.chunks > 1) {
+    const int64_t tile_bytes = kTileRows * plan.panel_lanes * sizeof(typename Terms::Sum);
+    parts = std::max(parts, ceil_div(tiles, std::max<int64_t>(1, limit / 4 / tile_bytes)));
+  }
+  plan.block_rows = ceil_div(tiles, parts) * kTileRows;
+  plan.row_blocks = ceil_div(plan.rows, plan.block_rows);
+  return plan;
+}
+
+template <class Terms, int Rank>
+bool run(const Terms& terms, const Correlation<Rank>& problem) {
+  using T = typename Terms::T;
+  using From = typename Terms::From;
+  using Sum = typename Terms::Sum;
+  const Plan plan = plan_of(terms, problem);
+  const int64_t piece_bytes = problem.geometry.tap_numel() * plan.tap_pieces * static_cast<int64_t>(sizeof(Piece));
+  if (piece_bytes > workspace_limit().cpu / 2) return false;
+  const Planes<Rank>& image = problem.image;
+  const Geometry<Rank>& geometry = problem.geometry;
+  const PlaneLayout<Rank>& output = problem.outputs[0].layout;
+  const int64_t groups = output.count[1], group_rows = output.count[2];
+  const int64_t variants = problem.outputs.size(), taps = geometry.tap_numel(), channels = image.layout.count[2];
+  const int64_t positions = output.count[0] * geometry.position_numel();
+  const int64_t per_image = geometry.position_numel();
+
+  // What all tasks read: the weight as rows, and the bias.
+  const bool direct_rows = variants == 1 && rows_are_lines<Terms, Rank>(problem.weights[0], geometry.kernel);
+  Carver count;
+  const auto carve_shared = [&](Carver& carver) {
+    return std::make_tuple(carver.take<T>(direct_rows ? 0 : groups * plan.rows * plan.terms),
+                           carver.take<Sum>(problem.bias ? groups * plan.rows : 0), carver.take<Tap<Rank>>(taps));
+  };
+  carve_shared(count);
+  const Tensor shared = allocate_bytes(count.bytes(), problem.like);
+  Carver carver(shared);
+  const auto [packed, bias, tap_list] = carve_shared(carver);
+  WeightRows<Terms> weight{packed, plan.rows * plan.terms, plan.terms};
+  if (direct_rows) {
+    const auto& layout = problem.weights[0].layout;
+    weight = {reinterpret_cast<const T*>(problem.weights[0].data), layout.stride[0] / Terms::kHalves,
+              layout.stride[1] / Terms::kHalves};
+  } else {
+    pack_rows(terms, problem, plan.terms, packed);
+  }
+  if (problem.bias) widen_bias<Terms>(problem.bias, groups, variants, group_rows, plan.rows, bias);
+  list_taps<Rank>(geometry, image.layout.axis_stride, tap_list);
+  const bool lines = std::is_same_v<Sum, From> && is_line<Rank>(output, geometry.positions);
+
+  const auto carve = [&](Carver& carver) {
+    return Buffers<Terms, Rank>{carver.take<T>(plan.chunk * plan.panel_lanes),
+                                carver.take<Sum>(plan.chunks > 1 ? plan.block_rows * plan.panel_lanes : 0),
+                                carver.take<Sum>(kTileRows * plan.panel_lanes),
+                                carver.take<PositionPiece<Rank>>(plan.tap_pieces),
+                                carver.take<TapPieces>(taps),
+                                carver.take<Piece>(taps * plan.tap_pieces)};
+  };
+  const bool serial = 2. * positions * groups * plan.rows * channels * taps < kSerialFlops;
+  run_tasks(plan.panels * plan.group_blocks * plan.row_blocks, serial, problem.like, carve, [&](int64_t task,
+                                                                                                const auto& buffers) {
+    const int64_t first_row = task % plan.row_blocks * plan.block_rows;
+    const int64_t end_row = std::min(plan.rows, first_row + plan.block_rows);
+    const int64_t first_group = task / plan.row_blocks % plan.group_blocks * plan.block_groups;
+    const int64_t end_group = std::min(groups, first_group + plan.block_groups);
+    const int64_t first = task / plan.row_blocks / plan.group_blocks * plan.panel_lanes;
+    const int64_t lanes = std::min(plan.panel_lanes, positions - first), width = terms.width(lanes);
+    const int vectors = static_cast<int>(width / terms.tiles.lanes);
+
+    const int pieces = split_positions<Rank>(first, lanes, geometry.positions, buffers.positions);
+    Piece* next = buffers.pieces;
+    for (int64_t tap = 0; tap < taps; ++tap)
+      next = pieces_of_tap<Rank>(tap_list[tap], geometry, image.layout, buffers.positions, pieces, terms.tiles.lanes,
+                                 buffers.taps[tap], next);
+    const bool direct = lines && lanes == width && first / per_image == (first + lanes - 1) / per_image;
+
+    for (int64_t group = first_group; group < end_group; ++group) {
+      PanelArguments<From> panel{reinterpret_cast<const From*>(image.data) + group * image.layout.stride[1],
+                                 image.layout.stride[2],
+                                 geometry.stride[Rank - 1] * image.layout.axis_stride[Rank - 1],
+                                 channels,
+                                 taps,
+                                 0,
+                                 0,
+                                 0,
+                                 buffers.taps,
+                                 vectors};
+      for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+        panel.first = chunk * plan.chunk;
+        panel.count = std::max<int64_t>(0, std::min(plan.chunk, plan.terms - panel.first));
+        if (panel.count > 0) terms.pack.panel(panel, buffers.panel);
+        for (int64_t row = first_row; row < end_row;) {
+          // A tile keeps to one output.
+          const int64_t variant = row / group_rows, row_of_group = row % group_rows;
+          const int64_t rows = std::min({int64_t{kTileRows}, end_row - row, group_rows - row_of_group});
+          From* const target = reinterpret_cast<From*>(problem.outputs[variant].data) + group * output.stride[1] +
+                               row_of_group * output.stride[2];
+          Run<T> line;
+          line.b = 0;
+          line.length = panel.count;
+          for (int64_t i = 0; i < rows; ++i)
+            line.a[i] = weight.data + group * weight.group_stride + (row + i) * weight.row_stride + panel.first;
+          TileArguments<T> tile{&line, 1, 0, buffers.panel, width, buffers.tile, width, Start::zero, nullptr};
+          if (direct) {
+            tile.c = reinterpret_cast<Sum*>(target + first / per_image * output.stride[0] + first % per_image);
+            tile.c_step = output.stride[2];
+          } else if (plan.chunks > 1) {
+            tile.c = buffers.sums + (row - first_row) * width;
+          }
+          if (chunk > 0) {
+            tile.start = Start::sum;
+          } else if (problem.bias) {
+            tile.start = Start::row_bias;
+            tile.bias = bias + group * plan.rows + row;
+          }
+          terms.tile(width, rows)(tile);
+          if (!direct && chunk == plan.chunks - 1)
+            for (int64_t i = 0; i < rows; ++i)
+              for (int piece = 0; piece < pieces; ++piece)
+                terms.pack.store(tile.c + i * width + buffers.positions[piece].lane,
+                                 target + i * output.stride[2] + offset_of<Rank>(buffers.positions[piece], output),
+                                 output.axis_stride[Rank - 1], buffers.positions[piece].length);
+          row += rows;
+        }
+      }
+    }
+  });
+  return true;
+}
+
+}  // namespace
+
+template <int Rank>
+bool correlate_positions(const Correlation<Rank>& problem) {
+  bool done = false;
+  with_terms(problem.image.dtype, [&](const auto& terms) { done = run(terms, problem); });
+  return done;
+}
+
+#define UNFOLDCONV_INSTANTIATE(RANK) template bool correlate_positions<RANK>(const Correlation<RANK>&);
+UNFOLDCONV_INSTANTIATE(1)
+UNFOLDCONV_INSTANTIATE(2)
+UNFOLDCONV_INSTANTIATE(3)
+
+}  // namespace unfoldconv::cpu

@@ -1,0 +1,59 @@
+// What the correlation engines multiply: the type of a term for each dtype.
+#pragma once
+
+#include "kernels.h"
+#include "parallel.h"
+#include "rows.h"
+#include "tasks.h"
+
+namespace unfoldconv::cpu {
+
+// The kernels for terms of type T over elements of type From.
+template <class T_, class From_>
+struct Terms {
+  using T = T_;
+  using From = From_;
+  using Sum = typename SumOf<T>::type;
+  static constexpr int64_t kHalves = std::is_same_v<T, Pair> ? 2 : 1;  // elements in a term
+
+  const Tiles<T>& tiles;
+  const PackKernels<T, From>& pack;
+
+  static int64_t count(int64_t elements) { return ceil_div(elements, kHalves); }
+  // Lanes of a panel that holds `lanes` of them.
+  int64_t width(int64_t lanes) const { return round_up(lanes, tiles.lanes); }
+  int64_t most_lanes() const { return int64_t{tiles.lanes} * tiles.vectors; }
+  Tile<T> tile(int64_t width, int64_t rows) const { return tiles.tile[width / tiles.lanes - 1][rows - 1]; }
+};
+
+// Calls f(Terms<T, From>) with what the instruction set in use multiplies for a dtype. Returns whether it has any.
+template <class F>
+bool with_terms(ScalarType dtype, F&& f) {
+  const Kernels& k = kernels();
+  switch (dtype) {
+    case ScalarType::Float: f(Terms<float, float>{k.tiles.f32, k.pack.f32}); return true;
+    case ScalarType::Double: f(Terms<double, double>{k.tiles.f64, k.pack.f64}); return true;
+    case ScalarType::Half: f(Terms<float, Half>{k.tiles.f32, k.pack.f16_as_f32}); return true;
+    case ScalarType::BFloat16:
+      if (k.tiles.bf16.vectors)
+        f(Terms<Pair, BFloat16>{k.tiles.bf16, k.pack.bf16});
+      else
+        f(Terms<float, BFloat16>{k.tiles.f32, k.pack.bf16_as_f32});
+      return true;
+    default: return false;
+  }
+}
+
+// A bias as sums begin with it: [groups, variants, rows], each group filled up to `pitch`.
+template <class Terms>
+void widen_bias(const void* bias, int64_t groups, int64_t variants, int64_t rows, int64_t pitch,
+                typename Terms::Sum* to) {
+  using From = typename Terms::From;
+  for (int64_t group = 0; group < groups; ++group)
+    for (int64_t m = 0; m < pitch; ++m)
+      to[group * pitch + m] = m < variants * rows ? static_cast<typename Terms::Sum>(
+                                                        static_cast<const From*>(bias)[group * rows + m % rows])
+                                                  : typename Terms::Sum{};
+}
+
+}  // namespace unfoldconv::cpu
