@@ -4,6 +4,9 @@ namespace unfoldconv::cpu {
 
 template <int Rank>
 bool correlate(const Correlation<Rank>& problem) {
+  const auto& image = problem.image.layout;
+  const bool channels_adjoin = image.stride[2] == 1 && problem.channels() > 1;
+  if (channels_adjoin && correlate_channels<Rank>(problem)) return true;
   return correlate_positions<Rank>(problem);
 }
 

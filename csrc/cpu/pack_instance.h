@@ -203,8 +203,11 @@ template <class T, class From>
 void transpose(const TransposeArguments<From>& arguments, T* to, int64_t to_step) {
   using Sum = typename SumOf<T>::type;  // as wide as T
   constexpr int lanes = kLanes<Sum>;
-  const auto& [from, lane_stride, term_stride, lane_count, terms, width] = arguments;
+  const auto& [from, lane_stride, term_stride, lane_count, terms, width, period] = arguments;
   constexpr int halves = __is_same(T, Pair) ? 2 : 1;
+  const auto row_of = [&](int64_t term) {
+    return to + (period == 1 ? term : term % period * (terms / period) + term / period) * to_step;
+  };
   int64_t lane = 0;
   if (term_stride == 1) {
     // Squares of lanes x lanes through registers.
@@ -222,20 +225,20 @@ void transpose(const TransposeArguments<From>& arguments, T* to, int64_t to_step
         }
         transpose_square<Sum>(rows);
 #pragma GCC unroll 16
-        for (int i = 0; i < lanes; ++i) __builtin_memcpy(to + (term + i) * to_step + lane, &rows[i], kVectorBytes);
+        for (int i = 0; i < lanes; ++i) __builtin_memcpy(row_of(term + i) + lane, &rows[i], kVectorBytes);
       }
       for (; term < terms; ++term)
         for (int i = 0; i < lanes; ++i) {
           const From* const element = from + (lane + i) * lane_stride + term * halves;
           if constexpr (__is_same(T, Pair))
-            to[term * to_step + lane + i] = {bits_of(element)[0], bits_of(element)[1]};
+            row_of(term)[lane + i] = {bits_of(element)[0], bits_of(element)[1]};
           else
-            to[term * to_step + lane + i] = static_cast<T>(*element);
+            row_of(term)[lane + i] = static_cast<T>(*element);
         }
     }
   }
   for (int64_t term = 0; term < terms; ++term) {
-    T* const row = to + term * to_step;
+    T* const row = row_of(term);
     const From* const source = from + term * halves * term_stride;
     int64_t i = lane;
     if constexpr (!__is_same(T, Pair)) {

@@ -38,12 +38,14 @@ struct PanelArguments {
 };
 
 // A matrix [lanes, terms] that becomes [terms, lanes]. Element (lane, term) lies at from[lane * lane_stride + term *
-// term_stride]. Lanes from `lanes` up to the `width` of a row of `to` become 0.
+// term_stride] and goes to row (term % period) * (terms / period) + term / period. Lanes from `lanes` up to the `width` of
+// a row of `to` become 0.
 template <class From>
 struct TransposeArguments {
   const From* from;
   int64_t lane_stride, term_stride;
   int64_t lanes, terms, width;
+  int64_t period = 1;
 };
 
 template <class T, class From>

@@ -48,6 +48,7 @@ void tile(const TileArguments<T>& arguments) {
   constexpr int lanes = kLanes<Sum>;
   Vector<Sum> sum[Rows][Vectors] = {};
   Start start = arguments.start;
+  bool flushed = false;
   const int64_t b_step = arguments.b_step;
   for (const Run<T>*run = arguments.runs, *end = run + arguments.run_count; run != end; ++run) {
     const T* a[Rows];
@@ -65,13 +66,17 @@ void tile(const TileArguments<T>& arguments) {
 #pragma GCC unroll 8
           for (int j = 0; j < Vectors; ++j) sum[i][j] = multiply_add(a[i][k], row[j], sum[i][j]);
       }
-      if (k < run->length) {
+      // A run of whole blocks ends one too: a run of zeros may then be left out without moving the others.
+      if (run->length >= kBlockTerms) {
         flush<Sum, Rows, Vectors>(sum, start, arguments.bias, arguments.c, arguments.c_step);
         start = Start::sum;
+        flushed = true;
+      } else {
+        flushed = false;
       }
     }
   }
-  flush<Sum, Rows, Vectors>(sum, start, arguments.bias, arguments.c, arguments.c_step);
+  if (!flushed) flush<Sum, Rows, Vectors>(sum, start, arguments.bias, arguments.c, arguments.c_step);
 }
 
 template <class T>

@@ -1,0 +1,366 @@
+// The correlation engine with output channels in the lanes (correlation.h).
+//
+// The weight is packed once, as panels [terms, channels] whose terms are taps first and then channels. A task owns a
+// block of positions, counted over all images, of one group, and some panels. The tile kernel reads patches where they
+// lie: the channels of one tap are a run. Patches of few channels, and of dtypes that have to be widened, are copied
+// into lines first, so that a sum is a single run.
+#include <cstring>
+
+#include "../workspace.h"
+#include "correlation.h"
+#include "correlation_types.h"
+#include "positions.h"
+
+namespace unfoldconv::cpu {
+namespace {
+
+constexpr int64_t kChunkTerms = 1024;     // of a panel that stays in the second-level cache
+constexpr int64_t kBlockPositions = 192;  // of a task
+constexpr int64_t kFewChannels = 8;       // fewer make runs that are not worth their set-up
+
+// How a problem is cut up.
+struct Plan {
+  int64_t terms;  // of a sum
+  bool gathered;  // into lines
+  // Chunks of a sum: some taps, or a part of the channels of one.
+  int64_t chunk_taps, chunk_channels, chunks_per_tap, chunks;  // channels counted in terms
+  int64_t rows, panel_rows, panels, block_panels, panel_blocks;
+  int64_t block_positions, position_blocks;
+};
+
+template <class Terms, int Rank>
+Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
+  using T = typename Terms::T;
+  const int64_t limit = workspace_limit().cpu, taps = problem.geometry.tap_numel(), channels = problem.channels();
+  Plan plan;
+  plan.terms = Terms::count(channels * taps);
+  plan.gathered = (!std::is_same_v<T, typename Terms::From> && Terms::kHalves == 1) || channels % Terms::kHalves != 0 ||
+                  channels < kFewChannels;
+  const int64_t tap_terms = plan.gathered ? plan.terms : channels / Terms::kHalves;
+  const int64_t sums = plan.gathered ? 1 : taps;  // runs of tap_terms
+  plan.chunk_channels = plan.gathered ? tap_terms : std::min(tap_terms, kChunkTerms);
+  plan.chunks_per_tap = plan.chunk_channels ? ceil_div(tap_terms, plan.chunk_channels) : 1;
+  plan.chunk_channels = ceil_div(tap_terms, plan.chunks_per_tap);
+  plan.chunk_taps = plan.chunks_per_tap > 1 ? 1 : std::max<int64_t>(1, kChunkTerms / std::max<int64_t>(1, tap_terms));
+  plan.chunk_taps = std::min(plan.chunk_taps, std::max<int64_t>(1, sums));
+  plan.chunks = std::max<int64_t>(1, ceil_div(sums, plan.chunk_taps)) * plan.chunks_per_tap;
+
+  plan.rows = problem.variants() * problem.rows();
+  plan.panel_rows = terms.most_lanes();
+  plan.panels = ceil_div(plan.rows, plan.panel_rows);
+
+  // What a position takes: its line, or its share of runs.
+  const int64_t position_bytes =
+      plan.gathered ? plan.terms * static_cast<int64_t>(sizeof(T))
+                    : (sums * plan.chunks_per_tap * static_cast<int64_t>(sizeof(Run<T>)) + kTileRows) / kTileRows;
+  const int64_t positions = problem.batch() * problem.geometry.position_numel();
+  const int64_t room = std::max<int64_t>(1, limit / 2 / std::max<int64_t>(1, position_bytes) / kTileRows) * kTileRows;
+  const int64_t most = std::min(room, kBlockPositions);
+  plan.position_blocks = ceil_div(positions, most);
+  plan.block_positions = round_up(ceil_div(positions, plan.position_blocks), kTileRows);
+  plan.position_blocks = ceil_div(positions, plan.block_positions);
+  plan.panel_blocks =
+      std::clamp<int64_t>(ceil_div(kTasksPerProblem, plan.position_blocks * problem.groups()), 1, plan.panels);
+  plan.block_panels = ceil_div(plan.panels, plan.panel_blocks);
+  plan.panel_blocks = ceil_div(plan.panels, plan.block_panels);
+  return plan;
+}
+
+// The weight as [groups][panels][terms][lanes of the panel].
+template <class Terms, int Rank>
+void pack_weight(const Terms& terms, const Correlation<Rank>& problem, const Plan& plan, typename Terms::T* packed) {
+  using T = typename Terms::T;
+  using From = typename Terms::From;
+  const auto& layout = problem.weights[0].layout;
+  const auto& kernel = problem.geometry.kernel;
+  const int64_t taps = problem.geometry.tap_numel(), channels = problem.channels(), rows = problem.rows();
+  const int64_t group_terms = plan.terms * terms.width(plan.rows);
+  // Elements [0, channels * taps) of a row in a line, taps the faster: the panel is a transpose of all of them.
+  const bool lines = Terms::kHalves == 1 && is_line<Rank>(layout, kernel) && layout.stride[2] == taps;
+  parallel_over(problem.groups() * plan.panels, plan.terms * plan.panel_rows * sizeof(T), [&](int64_t begin,
+                                                                                              int64_t end) {
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t group = item / plan.panels, first = item % plan.panels * plan.panel_rows;
+      const int64_t last = std::min(plan.rows, first + plan.panel_rows), width = terms.width(last - first);
+      T* const panel = packed + group * group_terms + plan.terms * first;
+      for (int64_t row = first; row < last;) {
+        const int64_t variant = row / rows, end_row = std::min(last, (variant + 1) * rows);
+        const From* const from = reinterpret_cast<const From*>(problem.weights[variant].at(group, row % rows).data);
+        TransposeArguments<From> part{from, layout.stride[1], layout.stride[2], end_row - row, 0, 0};
+        part.width = end_row == last ? width - (row - first) : part.lanes;
+        T* const to = panel + (row - first);
+        if (lines) {
+          part.term_stride = 1;
+          part.terms = channels * taps;
+          part.period = taps;
+          terms.pack.transpose(part, to, width);
+        } else if (channels % Terms::kHalves == 0) {
+          int64_t tap[Rank] = {};
+          for (int64_t flat = 0; flat < taps; ++flat) {
+            part.from = from;
+            for (int axis = 0; axis < Rank; ++axis) part.from += tap[axis] * layout.axis_stride[axis];
+            part.terms = channels / Terms::kHalves;
+            terms.pack.transpose(part, to + flat * part.terms * width, width);
+            for (int axis = Rank - 1; axis >= 0 && ++tap[axis] == kernel[axis]; --axis) tap[axis] = 0;
+          }
+        } else if constexpr (Terms::kHalves == 2) {  // pairs reach from one tap into the next
+          for (int64_t element = 0; element < 2 * plan.terms; ++element) {
+            int64_t tap[Rank];
+            unravel<Rank>(element / channels % taps, kernel, tap);
+            int64_t offset = element % channels * layout.stride[2];
+            for (int axis = 0; axis < Rank; ++axis) offset += tap[axis] * layout.axis_stride[axis];
+            uint16_t* const target = reinterpret_cast<uint16_t*>(to + element / 2 * width) + element % 2;
+            for (int64_t lane = 0; lane < part.width; ++lane)
+              target[2 * lane] = lane < part.lanes && element < channels * taps
+                                     ? reinterpret_cast<const uint16_t*>(from)[offset + lane * part.lane_stride]
+                                     : uint16_t{0};
+          }
+        }
+        row = end_row;
+      }
+    }
+  });
+}
+
+template <int Rank>
+struct Position {
+  int64_t index[Rank];
+  int64_t image_offset, output_offset;
+  bool interior;  // every tap reads inside the image
+};
+
+template <class Terms, int Rank>
+struct Buffers {
+  using T = typename Terms::T;
+  T *lines, *zeros;
+  typename Terms::Sum* sums;
+  Position<Rank>* positions;
+  Run<T>* runs;
+  int32_t* run_ends;  // [tiles, chunks]
+};
+
+template <int Rank>
+bool reads_inside(const Position<Rank>& position, const Tap<Rank>& tap, const Geometry<Rank>& geometry) {
+  bool inside = true;
+  for (int axis = 0; axis < Rank; ++axis)
+    inside &= static_cast<uint64_t>(position.index[axis] * geometry.stride[axis] + tap.shift[axis]) <
+              static_cast<uint64_t>(geometry.image[axis]);
+  return inside;
+}
+
+template <int Rank>
+void locate_positions(int64_t first, int64_t count, const Correlation<Rank>& problem, Position<Rank>* positions) {
+  const Geometry<Rank>& geometry = problem.geometry;
+  const PlaneLayout<Rank>&image = problem.image.layout, &output = problem.outputs[0].layout;
+  const int64_t per_image = geometry.position_numel();
+  for (int64_t i = 0; i < count; ++i) {
+    Position<Rank>& position = positions[i];
+    const int64_t n = (first + i) / per_image;
+    unravel<Rank>((first + i) % per_image, geometry.positions, position.index);
+    position.image_offset = n * image.stride[0];
+    position.output_offset = n * output.stride[0];
+    position.interior = true;
+    for (int axis = 0; axis < Rank; ++axis) {
+      const int64_t corner = position.index[axis] * geometry.stride[axis];
+      position.image_offset += corner * image.axis_stride[axis];
+      position.output_offset += position.index[axis] * output.axis_stride[axis];
+      position.interior &=
+          corner >= geometry.padding_low[axis] && corner - geometry.padding_low[axis] +
+                                                          (geometry.kernel[axis] - 1) * geometry.dilation[axis] <
+                                                      geometry.image[axis];
+    }
+  }
+}
+
+// Runs of one tile for every chunk; returns where the next tile's begin.
+template <class Terms, int Rank>
+Run<typename Terms::T>* list_runs(const Correlation<Rank>& problem, const Plan& plan, const typename Terms::From* image,
+                                  const Tap<Rank>* taps, const Position<Rank>* positions, int64_t rows,
+                                  const Buffers<Terms, Rank>& buffers, int32_t* run_ends, Run<typename Terms::T>* runs) {
+  using T = typename Terms::T;
+  const int64_t tap_count = problem.geometry.tap_numel(), tap_terms = problem.channels() / Terms::kHalves;
+  for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+    const int64_t first_tap = chunk / plan.chunks_per_tap * plan.chunk_taps;
+    const int64_t end_tap = std::min(tap_count, first_tap + plan.chunk_taps);
+    const int64_t first_channel = chunk % plan.chunks_per_tap * plan.chunk_channels;
+    for (int64_t tap = first_tap; tap < end_tap; ++tap) {
+      bool any = false;
+      for (int64_t i = 0; i < rows; ++i) {
+        const bool inside = positions[i].interior || reads_inside(positions[i], taps[tap], problem.geometry);
+        any |= inside;
+        runs->a[i] = inside ? reinterpret_cast<const T*>(image + positions[i].image_offset + taps[tap].offset) + first_channel
+                            : buffers.zeros;
+      }
+      runs->b = tap * tap_terms + first_channel;
+      runs->length = std::min(plan.chunk_channels, tap_terms - first_channel);
+      runs += any;
+    }
+    run_ends[chunk] = static_cast<int32_t>(runs - buffers.runs);
+  }
+  return runs;
+}
+
+// The patch at a position as a line of terms.
+template <class Terms, int Rank>
+void gather_line(const Terms& terms, const Correlation<Rank>& problem, const typename Terms::From* image, const Tap<Rank>* taps, const Position<Rank>& position,
+                 typename Terms::T* line) {
+  using T = typename Terms::T;
+  using Element = std::conditional_t<Terms::kHalves == 2, uint16_t, T>;
+  constexpr int last = Rank - 1;
+  const Geometry<Rank>& geometry = problem.geometry;
+  const int64_t channels = problem.channels(), tap_count = geometry.tap_numel();
+  // Taps along the last axis follow each other in memory.
+  const bool dense = geometry.dilation[last] == 1 && problem.image.layout.axis_stride[last] == channels;
+  const int64_t row_taps = dense ? geometry.kernel[last] : 1;
+  Element* to = reinterpret_cast<Element*>(line);
+  for (int64_t tap = 0; tap < tap_count; tap += row_taps, to += row_taps * channels) {
+    int64_t begin = 0, end = row_taps;  // of the taps that read inside the image
+    if (!position.interior) {
+      bool inside = true;
+      for (int axis = 0; axis < last; ++axis)
+        inside &= static_cast<uint64_t>(position.index[axis] * geometry.stride[axis] + taps[tap].shift[axis]) <
+                  static_cast<uint64_t>(geometry.image[axis]);
+      const int64_t start = position.index[last] * geometry.stride[last] + taps[tap].shift[last];
+      begin = std::clamp<int64_t>(-start, 0, row_taps);
+      end = inside ? std::clamp<int64_t>(geometry.image[last] - start, begin, row_taps) : begin;
+    }
+    std::memset(static_cast<void*>(to), 0, begin * channels * sizeof(Element));
+    if (begin < end)
+      terms.pack.line(image + position.image_offset + taps[tap].offset + begin * channels, 1,
+                      reinterpret_cast<T*>(to + begin * channels), (end - begin) * channels);
+    std::memset(static_cast<void*>(to + end * channels), 0, (row_taps - end) * channels * sizeof(Element));
+  }
+  if (Terms::kHalves == 2 && tap_count * channels % 2 != 0) *to = Element{};
+}
+
+template <class Terms, int Rank>
+bool run(const Terms& terms, const Correlation<Rank>& problem) {
+  using T = typename Terms::T;
+  using From = typename Terms::From;
+  using Sum = typename Terms::Sum;
+  const Plan plan = plan_of(terms, problem);
+  const Geometry<Rank>& geometry = problem.geometry;
+  const PlaneLayout<Rank>& output = problem.outputs[0].layout;
+  const int64_t groups = problem.groups(), variants = problem.variants(), rows = problem.rows();
+  const int64_t taps = geometry.tap_numel(), positions = problem.batch() * geometry.position_numel();
+  const int64_t padded_rows = terms.width(plan.rows);
+  const int64_t tiles = plan.block_positions / kTileRows;
+  const int64_t runs = plan.gathered ? 1 : taps * plan.chunks_per_tap;
+
+  const auto carve = [&](Carver& carver) {
+    return Buffers<Terms, Rank>{carver.take<T>(plan.gathered ? plan.block_positions * plan.terms : 0),
+                                carver.take<T>(plan.gathered ? 0 : plan.chunk_channels),
+                                carver.take<Sum>(plan.block_positions * plan.panel_rows),
+                                carver.take<Position<Rank>>(plan.block_positions),
+                                carver.take<Run<T>>(tiles * runs + 1),
+                                carver.take<int32_t>(tiles * plan.chunks)};
+  };
+  Carver count;
+  carve(count);
+  if (count.bytes() > workspace_limit().cpu) return false;
+
+  // What all tasks read: the packed weight, the bias and the taps.
+  const auto carve_shared = [&](Carver& carver) {
+    return std::make_tuple(carver.take<T>(groups * plan.terms * padded_rows),
+                           carver.take<Sum>(problem.bias ? groups * padded_rows : 0), carver.take<Tap<Rank>>(taps));
+  };
+  Carver shared_count;
+  carve_shared(shared_count);
+  const Tensor shared = allocate_bytes(shared_count.bytes(), problem.like);
+  Carver shared_carver(shared);
+  const auto [packed, bias, tap_list] = carve_shared(shared_carver);
+  pack_weight(terms, problem, plan, packed);
+  if (problem.bias) widen_bias<Terms>(problem.bias, groups, variants, rows, padded_rows, bias);
+  list_taps<Rank>(geometry, problem.image.layout.axis_stride, tap_list);
+  const bool lines = std::is_same_v<Sum, From> && variants == 1 && output.stride[2] == 1;
+
+  const bool serial = 2. * positions * groups * plan.rows * problem.channels() * taps < kSerialFlops;
+  run_tasks(plan.position_blocks * groups * plan.panel_blocks, serial, problem.like, carve, [&](int64_t task,
+                                                                                               const auto& buffers) {
+    const int64_t first_panel = task % plan.panel_blocks * plan.block_panels;
+    const int64_t end_panel = std::min(plan.panels, first_panel + plan.block_panels);
+    const int64_t group = task / plan.panel_blocks % groups;
+    const int64_t first = task / plan.panel_blocks / groups * plan.block_positions;
+    const int64_t block = std::min(plan.block_positions, positions - first);
+    const From* const image = reinterpret_cast<const From*>(problem.image.data) + group * problem.image.layout.stride[1];
+    locate_positions(first, block, problem, buffers.positions);
+    if (plan.gathered) {
+      for (int64_t i = 0; i < block; ++i)
+        gather_line(terms, problem, image, tap_list, buffers.positions[i], buffers.lines + i * plan.terms);
+    } else {
+      std::fill_n(buffers.zeros, plan.chunk_channels, T{});
+    }
+    auto* next = buffers.runs;
+    for (int64_t position = 0, tile = 0; position < block; position += kTileRows, ++tile) {
+      const int64_t tile_rows = std::min<int64_t>(kTileRows, block - position);
+      if (plan.gathered) {
+        for (int64_t i = 0; i < tile_rows; ++i) next->a[i] = buffers.lines + (position + i) * plan.terms;
+        next->b = 0;
+        next->length = plan.terms;
+        buffers.run_ends[tile] = static_cast<int32_t>(++next - buffers.runs);
+      } else {
+        next = list_runs<Terms, Rank>(problem, plan, image, tap_list, buffers.positions + position, tile_rows, buffers,
+                                      buffers.run_ends + tile * plan.chunks, next);
+      }
+    }
+
+    for (int64_t panel = first_panel; panel < end_panel; ++panel) {
+      const int64_t row = panel * plan.panel_rows, lanes = std::min(plan.panel_rows, plan.rows - row);
+      const int64_t width = terms.width(lanes);
+      const T* const weight = packed + group * plan.terms * padded_rows + plan.terms * row;
+      for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+        for (int64_t position = 0, tile = 0; position < block; position += kTileRows, ++tile) {
+          const int64_t tile_rows = std::min<int64_t>(kTileRows, block - position);
+          const Position<Rank>* const at = buffers.positions + position;
+          const int64_t end = tile * plan.chunks + chunk;
+          const int32_t begin = end ? buffers.run_ends[end - 1] : 0;
+          TileArguments<T> arguments{buffers.runs + begin, buffers.run_ends[end] - begin, 0, weight, width,
+                                     buffers.sums + position * width, width, Start::zero, nullptr};
+          const int64_t step = tile_rows > 1 ? at[1].output_offset - at[0].output_offset : 0;
+          bool direct = lines && lanes == width;
+          for (int64_t i = 2; i < tile_rows; ++i)
+            direct &= at[i].output_offset - at[i - 1].output_offset == step;
+          if (direct) {
+            arguments.c = reinterpret_cast<Sum*>(problem.outputs[0].data) + group * output.stride[1] + row +
+                          at[0].output_offset;
+            arguments.c_step = step;
+          }
+          if (chunk > 0) {
+            arguments.start = Start::sum;
+          } else if (problem.bias) {
+            arguments.start = Start::lane_bias;
+            arguments.bias = bias + group * padded_rows + row;
+          }
+          terms.tile(width, tile_rows)(arguments);
+          if (direct || chunk < plan.chunks - 1) continue;
+          for (int64_t lane = 0; lane < lanes;) {
+            const int64_t variant = (row + lane) / rows, row_of_group = (row + lane) % rows;
+            const int64_t length = std::min(lanes - lane, rows - row_of_group);
+            From* const target = reinterpret_cast<From*>(problem.outputs[variant].data) + group * output.stride[1] +
+                                 row_of_group * output.stride[2];
+            for (int64_t i = 0; i < tile_rows; ++i)
+              terms.pack.store(arguments.c + i * width + lane, target + at[i].output_offset, output.stride[2], length);
+            lane += length;
+          }
+        }
+      }
+    }
+  });
+  return true;
+}
+
+}  // namespace
+
+template <int Rank>
+bool correlate_channels(const Correlation<Rank>& problem) {
+  bool done = false;
+  with_terms(problem.image.dtype, [&](const auto& terms) { done = run(terms, problem); });
+  return done;
+}
+
+#define UNFOLDCONV_INSTANTIATE(RANK) template bool correlate_channels<RANK>(const Correlation<RANK>&);
+UNFOLDCONV_INSTANTIATE(1)
+UNFOLDCONV_INSTANTIATE(2)
+UNFOLDCONV_INSTANTIATE(3)
+
+}  // namespace unfoldconv::cpu
