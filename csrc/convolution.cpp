@@ -13,6 +13,7 @@
 #include "columns.h"
 #include "correlation.h"
 #include "cpu/correlation.h"
+#include "cpu/weight_sums.h"
 #include "matmul.h"
 #include "phases.h"
 #include "planes.h"
@@ -207,9 +208,12 @@ const char* bias_data(const Bias& bias) { return bias ? static_cast<const char*>
 template <int Rank>
 void conv(const Place& place, const Tensor& input, const Tensor& weight, const Bias& bias,
           const Geometry<Rank>& geometry, int64_t groups, Tensor& output) {
-  correlate<Rank>(place, {planes_of<Rank>(input, groups), geometry,
-                          {weight_planes<Rank>(weight, groups, /*swap=*/false)}, {planes_of<Rank>(output, groups)},
-                          bias_data(bias), input});
+  correlate<Rank>(place, {planes_of<Rank>(input, groups),
+                          geometry,
+                          {weight_planes<Rank>(weight, groups, /*swap=*/false)},
+                          {planes_of<Rank>(output, groups)},
+                          bias_data(bias),
+                          input});
 }
 
 template <int Rank>
@@ -276,6 +280,7 @@ template <int Rank>
 void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tensor& input,
                       const Geometry<Rank>& geometry, int64_t groups, Tensor& grad_weight) {
   const Planes<Rank> output = planes_of<Rank>(grad_output, groups), image = planes_of<Rank>(input, groups);
+  if (!place.cuda && cpu::weight_sums<Rank>({output, image, geometry, grad_weight})) return;
   const int64_t batch = image.layout.count[0], rows = output.layout.count[2], channels = image.layout.count[2];
   const int64_t taps = geometry.tap_numel(), positions = geometry.position_numel();
   const ScalarType dtype = compute_dtype(image.dtype);

@@ -1,6 +1,7 @@
 // What a convolution, and each phase of its input gradient, comes down to: a stride-s correlation.
 //
-//   output[n, g, m, p] = bias[g, m] + sum over channels c and taps t of weight[g, m, c, t] * image[n, g, c, window(p, t)]
+//   output[n, g, m, p] = bias[g, m] + sum over channels c and taps t of weight[g, m, c, t] * image[n, g, c, window(p,
+//   t)]
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

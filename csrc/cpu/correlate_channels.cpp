@@ -77,49 +77,49 @@ void pack_weight(const Terms& terms, const Correlation<Rank>& problem, const Pla
   const int64_t group_terms = plan.terms * terms.width(plan.rows);
   // Elements [0, channels * taps) of a row in a line, taps the faster: the panel is a transpose of all of them.
   const bool lines = Terms::kHalves == 1 && is_line<Rank>(layout, kernel) && layout.stride[2] == taps;
-  parallel_over(problem.groups() * plan.panels, plan.terms * plan.panel_rows * sizeof(T), [&](int64_t begin,
-                                                                                              int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t group = item / plan.panels, first = item % plan.panels * plan.panel_rows;
-      const int64_t last = std::min(plan.rows, first + plan.panel_rows), width = terms.width(last - first);
-      T* const panel = packed + group * group_terms + plan.terms * first;
-      for (int64_t row = first; row < last;) {
-        const int64_t variant = row / rows, end_row = std::min(last, (variant + 1) * rows);
-        const From* const from = reinterpret_cast<const From*>(problem.weights[variant].at(group, row % rows).data);
-        TransposeArguments<From> part{from, layout.stride[1], layout.stride[2], end_row - row, 0, 0};
-        part.width = end_row == last ? width - (row - first) : part.lanes;
-        T* const to = panel + (row - first);
-        if (lines) {
-          part.term_stride = 1;
-          part.terms = channels * taps;
-          part.period = taps;
-          terms.pack.transpose(part, to, width);
-        } else if (channels % Terms::kHalves == 0) {
-          int64_t tap[Rank] = {};
-          for (int64_t flat = 0; flat < taps; ++flat) {
-            part.from = from;
-            for (int axis = 0; axis < Rank; ++axis) part.from += tap[axis] * layout.axis_stride[axis];
-            part.terms = channels / Terms::kHalves;
-            terms.pack.transpose(part, to + flat * part.terms * width, width);
-            for (int axis = Rank - 1; axis >= 0 && ++tap[axis] == kernel[axis]; --axis) tap[axis] = 0;
-          }
-        } else if constexpr (Terms::kHalves == 2) {  // pairs reach from one tap into the next
-          for (int64_t element = 0; element < 2 * plan.terms; ++element) {
-            int64_t tap[Rank];
-            unravel<Rank>(element / channels % taps, kernel, tap);
-            int64_t offset = element % channels * layout.stride[2];
-            for (int axis = 0; axis < Rank; ++axis) offset += tap[axis] * layout.axis_stride[axis];
-            uint16_t* const target = reinterpret_cast<uint16_t*>(to + element / 2 * width) + element % 2;
-            for (int64_t lane = 0; lane < part.width; ++lane)
-              target[2 * lane] = lane < part.lanes && element < channels * taps
-                                     ? reinterpret_cast<const uint16_t*>(from)[offset + lane * part.lane_stride]
-                                     : uint16_t{0};
+  parallel_over(
+      problem.groups() * plan.panels, plan.terms * plan.panel_rows * sizeof(T), [&](int64_t begin, int64_t end) {
+        for (int64_t item = begin; item < end; ++item) {
+          const int64_t group = item / plan.panels, first = item % plan.panels * plan.panel_rows;
+          const int64_t last = std::min(plan.rows, first + plan.panel_rows), width = terms.width(last - first);
+          T* const panel = packed + group * group_terms + plan.terms * first;
+          for (int64_t row = first; row < last;) {
+            const int64_t variant = row / rows, end_row = std::min(last, (variant + 1) * rows);
+            const From* const from = reinterpret_cast<const From*>(problem.weights[variant].at(group, row % rows).data);
+            TransposeArguments<From> part{from, layout.stride[1], layout.stride[2], end_row - row, 0, 0};
+            part.width = end_row == last ? width - (row - first) : part.lanes;
+            T* const to = panel + (row - first);
+            if (lines) {
+              part.term_stride = 1;
+              part.terms = channels * taps;
+              part.period = taps;
+              terms.pack.transpose(part, to, width);
+            } else if (channels % Terms::kHalves == 0) {
+              int64_t tap[Rank] = {};
+              for (int64_t flat = 0; flat < taps; ++flat) {
+                part.from = from;
+                for (int axis = 0; axis < Rank; ++axis) part.from += tap[axis] * layout.axis_stride[axis];
+                part.terms = channels / Terms::kHalves;
+                terms.pack.transpose(part, to + flat * part.terms * width, width);
+                for (int axis = Rank - 1; axis >= 0 && ++tap[axis] == kernel[axis]; --axis) tap[axis] = 0;
+              }
+            } else if constexpr (Terms::kHalves == 2) {  // pairs reach from one tap into the next
+              for (int64_t element = 0; element < 2 * plan.terms; ++element) {
+                int64_t tap[Rank];
+                unravel<Rank>(element / channels % taps, kernel, tap);
+                int64_t offset = element % channels * layout.stride[2];
+                for (int axis = 0; axis < Rank; ++axis) offset += tap[axis] * layout.axis_stride[axis];
+                uint16_t* const target = reinterpret_cast<uint16_t*>(to + element / 2 * width) + element % 2;
+                for (int64_t lane = 0; lane < part.width; ++lane)
+                  target[2 * lane] = lane < part.lanes && element < channels * taps
+                                         ? reinterpret_cast<const uint16_t*>(from)[offset + lane * part.lane_stride]
+                                         : uint16_t{0};
+              }
+            }
+            row = end_row;
           }
         }
-        row = end_row;
-      }
-    }
-  });
+      });
 }
 
 template <int Rank>
@@ -164,10 +164,9 @@ void locate_positions(int64_t first, int64_t count, const Correlation<Rank>& pro
       const int64_t corner = position.index[axis] * geometry.stride[axis];
       position.image_offset += corner * image.axis_stride[axis];
       position.output_offset += position.index[axis] * output.axis_stride[axis];
-      position.interior &=
-          corner >= geometry.padding_low[axis] && corner - geometry.padding_low[axis] +
-                                                          (geometry.kernel[axis] - 1) * geometry.dilation[axis] <
-                                                      geometry.image[axis];
+      position.interior &= corner >= geometry.padding_low[axis] &&
+                           corner - geometry.padding_low[axis] + (geometry.kernel[axis] - 1) * geometry.dilation[axis] <
+                               geometry.image[axis];
     }
   }
 }
@@ -176,7 +175,8 @@ void locate_positions(int64_t first, int64_t count, const Correlation<Rank>& pro
 template <class Terms, int Rank>
 Run<typename Terms::T>* list_runs(const Correlation<Rank>& problem, const Plan& plan, const typename Terms::From* image,
                                   const Tap<Rank>* taps, const Position<Rank>* positions, int64_t rows,
-                                  const Buffers<Terms, Rank>& buffers, int32_t* run_ends, Run<typename Terms::T>* runs) {
+                                  const Buffers<Terms, Rank>& buffers, int32_t* run_ends,
+                                  Run<typename Terms::T>* runs) {
   using T = typename Terms::T;
   const int64_t tap_count = problem.geometry.tap_numel(), tap_terms = problem.channels() / Terms::kHalves;
   for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
@@ -188,8 +188,9 @@ Run<typename Terms::T>* list_runs(const Correlation<Rank>& problem, const Plan& 
       for (int64_t i = 0; i < rows; ++i) {
         const bool inside = positions[i].interior || reads_inside(positions[i], taps[tap], problem.geometry);
         any |= inside;
-        runs->a[i] = inside ? reinterpret_cast<const T*>(image + positions[i].image_offset + taps[tap].offset) + first_channel
-                            : buffers.zeros;
+        runs->a[i] =
+            inside ? reinterpret_cast<const T*>(image + positions[i].image_offset + taps[tap].offset) + first_channel
+                   : buffers.zeros;
       }
       runs->b = tap * tap_terms + first_channel;
       runs->length = std::min(plan.chunk_channels, tap_terms - first_channel);
@@ -202,8 +203,8 @@ Run<typename Terms::T>* list_runs(const Correlation<Rank>& problem, const Plan& 
 
 // The patch at a position as a line of terms.
 template <class Terms, int Rank>
-void gather_line(const Terms& terms, const Correlation<Rank>& problem, const typename Terms::From* image, const Tap<Rank>* taps, const Position<Rank>& position,
-                 typename Terms::T* line) {
+void gather_line(const Terms& terms, const Correlation<Rank>& problem, const typename Terms::From* image,
+                 const Tap<Rank>* taps, const Position<Rank>& position, typename Terms::T* line) {
   using T = typename Terms::T;
   using Element = std::conditional_t<Terms::kHalves == 2, uint16_t, T>;
   constexpr int last = Rank - 1;
@@ -275,77 +276,87 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const bool lines = std::is_same_v<Sum, From> && variants == 1 && output.stride[2] == 1;
 
   const bool serial = 2. * positions * groups * plan.rows * problem.channels() * taps < kSerialFlops;
-  run_tasks(plan.position_blocks * groups * plan.panel_blocks, serial, problem.like, carve, [&](int64_t task,
-                                                                                               const auto& buffers) {
-    const int64_t first_panel = task % plan.panel_blocks * plan.block_panels;
-    const int64_t end_panel = std::min(plan.panels, first_panel + plan.block_panels);
-    const int64_t group = task / plan.panel_blocks % groups;
-    const int64_t first = task / plan.panel_blocks / groups * plan.block_positions;
-    const int64_t block = std::min(plan.block_positions, positions - first);
-    const From* const image = reinterpret_cast<const From*>(problem.image.data) + group * problem.image.layout.stride[1];
-    locate_positions(first, block, problem, buffers.positions);
-    if (plan.gathered) {
-      for (int64_t i = 0; i < block; ++i)
-        gather_line(terms, problem, image, tap_list, buffers.positions[i], buffers.lines + i * plan.terms);
-    } else {
-      std::fill_n(buffers.zeros, plan.chunk_channels, T{});
-    }
-    auto* next = buffers.runs;
-    for (int64_t position = 0, tile = 0; position < block; position += kTileRows, ++tile) {
-      const int64_t tile_rows = std::min<int64_t>(kTileRows, block - position);
-      if (plan.gathered) {
-        for (int64_t i = 0; i < tile_rows; ++i) next->a[i] = buffers.lines + (position + i) * plan.terms;
-        next->b = 0;
-        next->length = plan.terms;
-        buffers.run_ends[tile] = static_cast<int32_t>(++next - buffers.runs);
-      } else {
-        next = list_runs<Terms, Rank>(problem, plan, image, tap_list, buffers.positions + position, tile_rows, buffers,
-                                      buffers.run_ends + tile * plan.chunks, next);
-      }
-    }
+  run_tasks(plan.position_blocks * groups * plan.panel_blocks, serial, problem.like, carve,
+            [&](int64_t task, const auto& buffers) {
+              const int64_t first_panel = task % plan.panel_blocks * plan.block_panels;
+              const int64_t end_panel = std::min(plan.panels, first_panel + plan.block_panels);
+              const int64_t group = task / plan.panel_blocks % groups;
+              const int64_t first = task / plan.panel_blocks / groups * plan.block_positions;
+              const int64_t block = std::min(plan.block_positions, positions - first);
+              const From* const image =
+                  reinterpret_cast<const From*>(problem.image.data) + group * problem.image.layout.stride[1];
+              locate_positions(first, block, problem, buffers.positions);
+              if (plan.gathered) {
+                for (int64_t i = 0; i < block; ++i)
+                  gather_line(terms, problem, image, tap_list, buffers.positions[i], buffers.lines + i * plan.terms);
+              } else {
+                std::fill_n(buffers.zeros, plan.chunk_channels, T{});
+              }
+              auto* next = buffers.runs;
+              for (int64_t position = 0, tile = 0; position < block; position += kTileRows, ++tile) {
+                const int64_t tile_rows = std::min<int64_t>(kTileRows, block - position);
+                if (plan.gathered) {
+                  for (int64_t i = 0; i < tile_rows; ++i) next->a[i] = buffers.lines + (position + i) * plan.terms;
+                  next->b = 0;
+                  next->length = plan.terms;
+                  buffers.run_ends[tile] = static_cast<int32_t>(++next - buffers.runs);
+                } else {
+                  next = list_runs<Terms, Rank>(problem, plan, image, tap_list, buffers.positions + position, tile_rows,
+                                                buffers, buffers.run_ends + tile * plan.chunks, next);
+                }
+              }
 
-    for (int64_t panel = first_panel; panel < end_panel; ++panel) {
-      const int64_t row = panel * plan.panel_rows, lanes = std::min(plan.panel_rows, plan.rows - row);
-      const int64_t width = terms.width(lanes);
-      const T* const weight = packed + group * plan.terms * padded_rows + plan.terms * row;
-      for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-        for (int64_t position = 0, tile = 0; position < block; position += kTileRows, ++tile) {
-          const int64_t tile_rows = std::min<int64_t>(kTileRows, block - position);
-          const Position<Rank>* const at = buffers.positions + position;
-          const int64_t end = tile * plan.chunks + chunk;
-          const int32_t begin = end ? buffers.run_ends[end - 1] : 0;
-          TileArguments<T> arguments{buffers.runs + begin, buffers.run_ends[end] - begin, 0, weight, width,
-                                     buffers.sums + position * width, width, Start::zero, nullptr};
-          const int64_t step = tile_rows > 1 ? at[1].output_offset - at[0].output_offset : 0;
-          bool direct = lines && lanes == width;
-          for (int64_t i = 2; i < tile_rows; ++i)
-            direct &= at[i].output_offset - at[i - 1].output_offset == step;
-          if (direct) {
-            arguments.c = reinterpret_cast<Sum*>(problem.outputs[0].data) + group * output.stride[1] + row +
-                          at[0].output_offset;
-            arguments.c_step = step;
-          }
-          if (chunk > 0) {
-            arguments.start = Start::sum;
-          } else if (problem.bias) {
-            arguments.start = Start::lane_bias;
-            arguments.bias = bias + group * padded_rows + row;
-          }
-          terms.tile(width, tile_rows)(arguments);
-          if (direct || chunk < plan.chunks - 1) continue;
-          for (int64_t lane = 0; lane < lanes;) {
-            const int64_t variant = (row + lane) / rows, row_of_group = (row + lane) % rows;
-            const int64_t length = std::min(lanes - lane, rows - row_of_group);
-            From* const target = reinterpret_cast<From*>(problem.outputs[variant].data) + group * output.stride[1] +
-                                 row_of_group * output.stride[2];
-            for (int64_t i = 0; i < tile_rows; ++i)
-              terms.pack.store(arguments.c + i * width + lane, target + at[i].output_offset, output.stride[2], length);
-            lane += length;
-          }
-        }
-      }
-    }
-  });
+              for (int64_t panel = first_panel; panel < end_panel; ++panel) {
+                const int64_t row = panel * plan.panel_rows, lanes = std::min(plan.panel_rows, plan.rows - row);
+                const int64_t width = terms.width(lanes);
+                const T* const weight = packed + group * plan.terms * padded_rows + plan.terms * row;
+                for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+                  for (int64_t position = 0, tile = 0; position < block; position += kTileRows, ++tile) {
+                    const int64_t tile_rows = std::min<int64_t>(kTileRows, block - position);
+                    const Position<Rank>* const at = buffers.positions + position;
+                    const int64_t end = tile * plan.chunks + chunk;
+                    const int32_t begin = end ? buffers.run_ends[end - 1] : 0;
+                    TileArguments<T> arguments{buffers.runs + begin,
+                                               buffers.run_ends[end] - begin,
+                                               0,
+                                               weight,
+                                               width,
+                                               width,
+                                               buffers.sums + position * width,
+                                               width,
+                                               Start::zero,
+                                               nullptr};
+                    const int64_t step = tile_rows > 1 ? at[1].output_offset - at[0].output_offset : 0;
+                    bool direct = lines && lanes == width;
+                    for (int64_t i = 2; i < tile_rows; ++i)
+                      direct &= at[i].output_offset - at[i - 1].output_offset == step;
+                    if (direct) {
+                      arguments.c = reinterpret_cast<Sum*>(problem.outputs[0].data) + group * output.stride[1] + row +
+                                    at[0].output_offset;
+                      arguments.c_step = step;
+                    }
+                    if (chunk > 0) {
+                      arguments.start = Start::sum;
+                    } else if (problem.bias) {
+                      arguments.start = Start::lane_bias;
+                      arguments.bias = bias + group * padded_rows + row;
+                    }
+                    terms.tile(width, tile_rows)(arguments);
+                    if (direct || chunk < plan.chunks - 1) continue;
+                    for (int64_t lane = 0; lane < lanes;) {
+                      const int64_t variant = (row + lane) / rows, row_of_group = (row + lane) % rows;
+                      const int64_t length = std::min(lanes - lane, rows - row_of_group);
+                      From* const target = reinterpret_cast<From*>(problem.outputs[variant].data) +
+                                           group * output.stride[1] + row_of_group * output.stride[2];
+                      for (int64_t i = 0; i < tile_rows; ++i)
+                        terms.pack.store(arguments.c + i * width + lane, target + at[i].output_offset, output.stride[2],
+                                         length);
+                      lane += length;
+                    }
+                  }
+                }
+              }
+            });
   return true;
 }
 

@@ -51,9 +51,10 @@ void widen_bias(const void* bias, int64_t groups, int64_t variants, int64_t rows
   using From = typename Terms::From;
   for (int64_t group = 0; group < groups; ++group)
     for (int64_t m = 0; m < pitch; ++m)
-      to[group * pitch + m] = m < variants * rows ? static_cast<typename Terms::Sum>(
-                                                        static_cast<const From*>(bias)[group * rows + m % rows])
-                                                  : typename Terms::Sum{};
+      to[group * pitch + m] =
+          m < variants * rows
+              ? static_cast<typename Terms::Sum>(static_cast<const From*>(bias)[group * rows + m % rows])
+              : typename Terms::Sum{};
 }
 
 }  // namespace unfoldconv::cpu

@@ -114,6 +114,27 @@ void pack_panel(const PanelArguments<From>& arguments, T* panel) {
   }
 }
 
+template <class T, class From>
+void pack_rows(const PanelArguments<From>& arguments, T* rows) {
+  if constexpr (__is_same(T, Pair)) {
+    typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));
+    auto* to = reinterpret_cast<uint16_t*>(rows);
+    Terms<From> term(arguments, arguments.first);
+    for (int64_t k = 0; k < arguments.count; ++k, term.next()) {
+      const TapPieces& tap = term.pieces();
+      const Piece* piece = tap.pieces;
+      for (int v = 0; v < arguments.vectors; ++v, to += kLanes<float>) {
+        const Half16 bits =
+            __builtin_convertvector(gather_vector(term.from(), arguments.step, piece, tap.count[v]), Half16);
+        piece += tap.count[v];
+        __builtin_memcpy(to, &bits, sizeof bits);
+      }
+    }
+  } else {
+    pack_panel<T, From>(arguments, rows);
+  }
+}
+
 // --- lines -----------------------------------------------------------------------------------------------------------
 
 template <class T, class From>
@@ -183,10 +204,10 @@ UNFOLDCONV_INLINE void exchange(V& low, V& high) {
 template <class T>
 UNFOLDCONV_INLINE void transpose_square(Vector<T> (&rows)[kLanes<T>]) {
   constexpr int lanes = kLanes<T>;
-#define UNFOLDCONV_EXCHANGE(DISTANCE)                                                      \
-  if constexpr (DISTANCE < lanes) {                                                        \
-    _Pragma("GCC unroll 16") for (int i = 0; i < lanes; ++i) if ((i & DISTANCE) == 0)      \
-        exchange<DISTANCE, Vector<T>, lanes>(rows[i], rows[i + DISTANCE]);                 \
+#define UNFOLDCONV_EXCHANGE(DISTANCE)                                                 \
+  if constexpr (DISTANCE < lanes) {                                                   \
+    _Pragma("GCC unroll 16") for (int i = 0; i < lanes; ++i) if ((i & DISTANCE) == 0) \
+        exchange<DISTANCE, Vector<T>, lanes>(rows[i], rows[i + DISTANCE]);            \
   }
   UNFOLDCONV_EXCHANGE(1)
   UNFOLDCONV_EXCHANGE(2)
@@ -259,12 +280,12 @@ void transpose(const TransposeArguments<From>& arguments, T* to, int64_t to_step
 
 template <class T, class From>
 constexpr PackKernels<T, From> pack_kernels_of() {
-  return {pack_panel<T, From>, transpose<T, From>, pack_line<T, From>, store_line<T, From>};
+  return {pack_panel<T, From>, pack_rows<T, From>, transpose<T, From>, pack_line<T, From>, store_line<T, From>};
 }
 
 AllPackKernels pack_kernels() {
-  return {pack_kernels_of<float, float>(),    pack_kernels_of<double, double>(),  pack_kernels_of<float, BFloat16>(),
-          pack_kernels_of<float, Half>(),     pack_kernels_of<Pair, BFloat16>()};
+  return {pack_kernels_of<float, float>(), pack_kernels_of<double, double>(), pack_kernels_of<float, BFloat16>(),
+          pack_kernels_of<float, Half>(), pack_kernels_of<Pair, BFloat16>()};
 }
 
 }  // namespace

@@ -32,14 +32,14 @@ struct PanelArguments {
   int64_t channel_stride, step;
   int64_t channels, taps;
   int64_t first, count;
-  int64_t first_tap;      // whose pieces come first
+  int64_t first_tap;  // whose pieces come first
   const TapPieces* tap_pieces;
   int vectors;
 };
 
 // A matrix [lanes, terms] that becomes [terms, lanes]. Element (lane, term) lies at from[lane * lane_stride + term *
-// term_stride] and goes to row (term % period) * (terms / period) + term / period. Lanes from `lanes` up to the `width` of
-// a row of `to` become 0.
+// term_stride] and goes to row (term % period) * (terms / period) + term / period. Lanes from `lanes` up to the `width`
+// of a row of `to` become 0.
 template <class From>
 struct TransposeArguments {
   const From* from;
@@ -51,6 +51,9 @@ struct TransposeArguments {
 template <class T, class From>
 struct PackKernels {
   void (*panel)(const PanelArguments<From>&, T* panel);
+  // The same with positions as the terms: element [term - first] of a panel becomes a row of `vectors * lanes`
+  // positions, which Pairs hold two by two.
+  void (*rows)(const PanelArguments<From>&, T* rows);
   // `terms` counts Pairs where T is one, and then `from` must hold both halves of each, term_stride apart.
   void (*transpose)(const TransposeArguments<From>&, T* to, int64_t to_step);
   // count elements, the last Pair of an odd number filled up by 0.

@@ -101,7 +101,8 @@ Piece* pieces_of_tap(const Tap<Rank>& tap, const Geometry<Rank>& geometry, const
     bool inside = true;
     for (int axis = 0; axis < Rank; ++axis) {
       const int64_t position = piece->index[axis] * geometry.stride[axis];
-      if (axis < last) inside &= static_cast<uint64_t>(position + tap.shift[axis]) < static_cast<uint64_t>(geometry.image[axis]);
+      if (axis < last)
+        inside &= static_cast<uint64_t>(position + tap.shift[axis]) < static_cast<uint64_t>(geometry.image[axis]);
       offset += position * image.axis_stride[axis];
     }
     if (!inside) continue;

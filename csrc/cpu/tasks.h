@@ -12,9 +12,9 @@ namespace unfoldconv::cpu {
 
 using torch::stable::Tensor;
 
-constexpr int64_t kAlignment = 64;            // bytes; where each buffer starts
-constexpr double kSerialFlops = 500000;       // below this a second thread costs more than it brings
-constexpr int64_t kTasksPerProblem = 16;      // a problem is cut into at least about this many tasks, where it can be
+constexpr int64_t kAlignment = 64;        // bytes; where each buffer starts
+constexpr double kSerialFlops = 500000;   // below this a second thread costs more than it brings
+constexpr int64_t kTasksPerProblem = 16;  // a problem is cut into at least about this many tasks, where it can be
 
 constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 

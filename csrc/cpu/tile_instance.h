@@ -27,11 +27,10 @@ UNFOLDCONV_INLINE Vector<uint32_t> load_row(const Pair* from) { return load(rein
 template <class Sum, int Rows, int Vectors>
 UNFOLDCONV_INLINE void flush(Vector<Sum> (&sum)[Rows][Vectors], Start start, const Sum* bias, Sum* c, int64_t c_step) {
   constexpr int lanes = kLanes<Sum>;
-#define UNFOLDCONV_FLUSH(VALUE)                                      \
-  _Pragma("GCC unroll 8") for (int i = 0; i < Rows; ++i)             \
-      _Pragma("GCC unroll 8") for (int j = 0; j < Vectors; ++j) {    \
-    store(c + i * c_step + j * lanes, VALUE + sum[i][j]);            \
-    sum[i][j] = Vector<Sum>{};                                       \
+#define UNFOLDCONV_FLUSH(VALUE)                                                                                      \
+  _Pragma("GCC unroll 8") for (int i = 0; i < Rows; ++i) _Pragma("GCC unroll 8") for (int j = 0; j < Vectors; ++j) { \
+    store(c + i * c_step + j * lanes, VALUE + sum[i][j]);                                                            \
+    sum[i][j] = Vector<Sum>{};                                                                                       \
   }
   switch (start) {
     case Start::zero: UNFOLDCONV_FLUSH(Vector<Sum>{}) break;
@@ -54,7 +53,7 @@ void tile(const TileArguments<T>& arguments) {
     const T* a[Rows];
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) a[i] = run->a[i] + arguments.a_offset;
-    const T* b = arguments.b + run->b * b_step;
+    const T* b = arguments.b + run->b * arguments.b_unit;
     for (int64_t k = 0; k < run->length;) {
       const int64_t block_end = run->length - k <= kBlockTerms ? run->length : k + kBlockTerms;
       for (; k < block_end; ++k, b += b_step) {
@@ -82,11 +81,11 @@ void tile(const TileArguments<T>& arguments) {
 template <class T>
 constexpr Tiles<T> tiles() {
   Tiles<T> result{kLanes<typename SumOf<T>::type>, kMostVectors, {}};
-#define UNFOLDCONV_TILES(VECTORS)                                                                                     \
-  if constexpr (VECTORS <= kMostVectors) {                                                                            \
-    const Tile<T> row[] = {tile<T, 1, VECTORS>, tile<T, 2, VECTORS>, tile<T, 3, VECTORS>,                              \
-                           tile<T, 4, VECTORS>, tile<T, 5, VECTORS>, tile<T, 6, VECTORS>};                             \
-    for (int i = 0; i < kTileRows; ++i) result.tile[VECTORS - 1][i] = row[i];                                          \
+#define UNFOLDCONV_TILES(VECTORS)                                                          \
+  if constexpr (VECTORS <= kMostVectors) {                                                 \
+    const Tile<T> row[] = {tile<T, 1, VECTORS>, tile<T, 2, VECTORS>, tile<T, 3, VECTORS>,  \
+                           tile<T, 4, VECTORS>, tile<T, 5, VECTORS>, tile<T, 6, VECTORS>}; \
+    for (int i = 0; i < kTileRows; ++i) result.tile[VECTORS - 1][i] = row[i];              \
   }
   UNFOLDCONV_TILES(1)
   UNFOLDCONV_TILES(2)

@@ -1,6 +1,6 @@
 // The micro-kernel of the matrix engines: one tile of a product, held in registers over the whole sum.
 //
-//   c[i, j] = start[i, j] + sum over runs and k < run.length of run.a[i][k] * b[(run.b + k) * b_step + j]
+//   c[i, j] = start[i, j] + sum over runs and k < run.length of run.a[i][k] * b[run.b * b_unit + k * b_step + j]
 //
 // i counts up to kTileRows rows, whose elements are broadcast; j the lanes of up to kTileVectors vectors. The terms of
 // a run are summed in blocks, each from 0 and one product after the other, and the blocks are added up: rounding errors
@@ -34,7 +34,7 @@ struct SumOf<Pair> {
 template <class T>
 struct Run {
   const T* a[kTileRows];
-  int64_t b;       // first row of b
+  int64_t b;       // where the first row of b begins, in units of b_unit
   int64_t length;  // terms
 };
 
@@ -53,8 +53,8 @@ struct TileArguments {
   int64_t run_count;
   int64_t a_offset;  // of every a, in elements
   const T* b;
-  int64_t b_step;
-  Sum* c;  // whole vectors are written
+  int64_t b_unit, b_step;  // in elements
+  Sum* c;                  // whole vectors are written
   int64_t c_step;
   Start start;
   const Sum* bias;
