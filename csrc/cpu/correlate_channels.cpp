@@ -194,6 +194,8 @@ Run<typename Terms::T>* list_runs(const Correlation<Rank>& problem, const Plan& 
       }
       runs->b = tap * tap_terms + first_channel;
       runs->length = std::min(plan.chunk_channels, tap_terms - first_channel);
+      // So that a run of zeros can be left out without moving the blocks of others.
+      runs->ends_block = runs->length >= kBlockTerms;
       runs += any;
     }
     run_ends[chunk] = static_cast<int32_t>(runs - buffers.runs);
@@ -299,6 +301,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                   for (int64_t i = 0; i < tile_rows; ++i) next->a[i] = buffers.lines + (position + i) * plan.terms;
                   next->b = 0;
                   next->length = plan.terms;
+                  next->ends_block = true;
                   buffers.run_ends[tile] = static_cast<int32_t>(++next - buffers.runs);
                 } else {
                   next = list_runs<Terms, Rank>(problem, plan, image, tap_list, buffers.positions + position, tile_rows,

@@ -208,6 +208,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
               Run<T> line;
               line.b = 0;
               line.length = panel.count;
+              line.ends_block = true;
               for (int64_t i = 0; i < rows; ++i)
                 line.a[i] = weight.data + group * weight.group_stride + (row + i) * weight.row_stride + panel.first;
               TileArguments<T> tile{&line, 1, 0, buffers.panel, 0, width, buffers.tile, width, Start::zero, nullptr};

@@ -65,8 +65,7 @@ void tile(const TileArguments<T>& arguments) {
 #pragma GCC unroll 8
           for (int j = 0; j < Vectors; ++j) sum[i][j] = multiply_add(a[i][k], row[j], sum[i][j]);
       }
-      // A run of whole blocks ends one too: a run of zeros may then be left out without moving the others.
-      if (run->length >= kBlockTerms) {
+      if (k < run->length || run->ends_block) {
         flush<Sum, Rows, Vectors>(sum, start, arguments.bias, arguments.c, arguments.c_step);
         start = Start::sum;
         flushed = true;

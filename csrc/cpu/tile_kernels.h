@@ -2,10 +2,11 @@
 //
 //   c[i, j] = start[i, j] + sum over runs and k < run.length of run.a[i][k] * b[run.b * b_unit + k * b_step + j]
 //
-// i counts up to kTileRows rows, whose elements are broadcast; j the lanes of up to kTileVectors vectors. The terms of
-// a run are summed in blocks, each from 0 and one product after the other, and the blocks are added up: rounding errors
-// grow with the length of a block and the number of blocks, not with their product (Higham, "The accuracy of floating
-// point summation", 1993). Nothing in this depends on the sizes of the tile, nor does an element of the result.
+// i counts up to kTileRows rows, whose elements are broadcast; j the lanes of up to kTileVectors vectors. Terms are
+// summed in blocks, each from 0 and one product after the other, and the blocks are added up: rounding errors grow with
+// the length of a block and the number of blocks, not with their product (Higham, "The accuracy of floating point
+// summation", 1993). A block ends after kBlockTerms terms of a run, and with a run that says so. Nothing in this
+// depends on the sizes of the tile, nor does an element of the result.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +37,7 @@ struct Run {
   const T* a[kTileRows];
   int64_t b;       // where the first row of b begins, in units of b_unit
   int64_t length;  // terms
+  bool ends_block;
 };
 
 // What a tile adds to.

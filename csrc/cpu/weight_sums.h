@@ -38,4 +38,7 @@ bool weight_sums(const WeightSums<Rank>& problem);
 template <int Rank>
 bool weight_sums_of_rows(const WeightSums<Rank>& problem);
 
+template <int Rank>
+bool weight_sums_of_channels(const WeightSums<Rank>& problem);
+
 }  // namespace unfoldconv::cpu

@@ -7,6 +7,7 @@
 #include "../workspace.h"
 #include "correlation_types.h"
 #include "positions.h"
+#include "weight_partials.h"
 #include "weight_sums.h"
 
 namespace unfoldconv::cpu {
@@ -191,6 +192,7 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
         for (int64_t i = 0; i < kTileRows; ++i) run.a[i] = rows + i * segment_terms;
         run.b = s * segment_terms;
         run.length = Terms::count(length);
+        run.ends_block = (s + 1) * segment_terms % kBlockTerms == 0;
       }
       for (int64_t panel = first_panel; panel < end_panel; ++panel) {
         const int64_t row = panel * plan.panel_rows, lanes = std::min(plan.panel_rows, plan.rows - row);
@@ -222,14 +224,7 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
       }
     }
   });
-  if (plan.splits > 1) {
-    Sum* const sums = partial;
-    parallel_over(numel, plan.splits * sizeof(Sum), [&](int64_t begin, int64_t end) {
-      for (int64_t split = 1; split < plan.splits; ++split)
-        for (int64_t i = begin; i < end; ++i) sums[i] += sums[split * numel + i];
-      terms.pack.store(sums + begin, grad_weight + begin, 1, end - begin);
-    });
-  }
+  if (plan.splits > 1) add_partials(terms, partial, plan.splits, numel, grad_weight);
   return true;
 }
 
@@ -242,14 +237,7 @@ bool weight_sums_of_rows(const WeightSums<Rank>& problem) {
   return done;
 }
 
-template <int Rank>
-bool weight_sums(const WeightSums<Rank>& problem) {
-  return weight_sums_of_rows<Rank>(problem);
-}
-
-#define UNFOLDCONV_INSTANTIATE(RANK)                                \
-  template bool weight_sums_of_rows<RANK>(const WeightSums<RANK>&); \
-  template bool weight_sums<RANK>(const WeightSums<RANK>&);
+#define UNFOLDCONV_INSTANTIATE(RANK) template bool weight_sums_of_rows<RANK>(const WeightSums<RANK>&);
 UNFOLDCONV_INSTANTIATE(1)
 UNFOLDCONV_INSTANTIATE(2)
 UNFOLDCONV_INSTANTIATE(3)
