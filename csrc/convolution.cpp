@@ -14,6 +14,7 @@
 #include "correlation.h"
 #include "cpu/correlation.h"
 #include "cpu/weight_sums.h"
+#include "engine.h"
 #include "matmul.h"
 #include "phases.h"
 #include "planes.h"
@@ -28,6 +29,8 @@ constexpr int64_t kMinPositions = 128;    // fewer columns than this make a poor
 constexpr int64_t kWidePositions = 1024;  // from here on the columns of one image make a good one
 constexpr int64_t kLongestRun = 64;       // residues of an axis that share a product (phases.h)
 constexpr int64_t kSerialFlops = 500000;  // below this a second thread costs more than it brings
+
+constexpr const char* kWhyColumns = "the device, the dtype or the size has no engine of its own";
 
 ScalarType compute_dtype(ScalarType dtype) { return is_16bit_float(dtype) ? ScalarType::Float : dtype; }
 
@@ -147,6 +150,11 @@ void correlate_columns(const Place& place, const Correlation<Rank>& problem) {
   const bool serial = 2. * batch * groups * variants * rows * depth * positions < kSerialFlops;
   const torch::stable::Device device = like.device();
 
+  if (Report* const report = Report::wanted()) {
+    report->engine(Engine::columns, "", tasks, column_buffer + product_buffer, groups * variants * rows * depth * size,
+                   kWhyColumns);
+    return;
+  }
   // The weight as [groups, variants, rows, depth].
   const Tensor packed = allocate(groups * variants * rows * depth * size, like);
   char* const weight = static_cast<char*>(packed.data_ptr());
@@ -201,6 +209,19 @@ void correlate(const Place& place, const Correlation<Rank>& problem) {
   correlate_columns<Rank>(place, problem);
 }
 
+// Tells a report, if one is wanted, what the op amounts to: a multiplication and an addition for every output element,
+// channel of its group and tap, and every operand and the result moved once.
+template <int Rank>
+void report_op(const char* name, const Geometry<Rank>& geometry, int64_t batch, const Tensor& weight,
+               std::initializer_list<const Tensor*> tensors) {
+  Report* const report = Report::wanted();
+  if (report == nullptr) return;
+  double bytes = 0;
+  for (const Tensor* tensor : tensors)
+    bytes += static_cast<double>(tensor->numel()) * element_size(tensor->scalar_type());
+  report->op(name, 2. * batch * geometry.position_numel() * static_cast<double>(weight.numel()), bytes);
+}
+
 const char* bias_data(const Bias& bias) { return bias ? static_cast<const char*>(bias->data_ptr()) : nullptr; }
 
 }  // namespace
@@ -208,6 +229,7 @@ const char* bias_data(const Bias& bias) { return bias ? static_cast<const char*>
 template <int Rank>
 void conv(const Place& place, const Tensor& input, const Tensor& weight, const Bias& bias,
           const Geometry<Rank>& geometry, int64_t groups, Tensor& output) {
+  report_op<Rank>("conv", geometry, input.size(0), weight, {&input, &weight, &output});
   correlate<Rank>(place, {planes_of<Rank>(input, groups),
                           geometry,
                           {weight_planes<Rank>(weight, groups, /*swap=*/false)},
@@ -219,6 +241,7 @@ void conv(const Place& place, const Tensor& input, const Tensor& weight, const B
 template <int Rank>
 void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor& weight, const Bias& bias,
                      const Geometry<Rank>& geometry, int64_t groups, Tensor& grad_input) {
+  report_op<Rank>("conv_input_grad", geometry, grad_output.size(0), weight, {&grad_output, &weight, &grad_input});
   const Planes<Rank> output = planes_of<Rank>(grad_output, groups), input = planes_of<Rank>(grad_input, groups);
   const Planes<Rank> weights = weight_planes<Rank>(weight, groups, /*swap=*/true);
   const int64_t rows = input.layout.count[2];
@@ -279,6 +302,7 @@ void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor
 template <int Rank>
 void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tensor& input,
                       const Geometry<Rank>& geometry, int64_t groups, Tensor& grad_weight) {
+  report_op<Rank>("conv_weight_grad", geometry, input.size(0), grad_weight, {&grad_output, &input, &grad_weight});
   const Planes<Rank> output = planes_of<Rank>(grad_output, groups), image = planes_of<Rank>(input, groups);
   if (!place.cuda && cpu::weight_sums<Rank>({output, image, geometry, grad_weight})) return;
   const int64_t batch = image.layout.count[0], rows = output.layout.count[2], channels = image.layout.count[2];
@@ -296,8 +320,6 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
   const int64_t split =
       ceil_div(batch, chunk_of(std::min(parts, batch), limit / 4, numel * size, 1));  // images per sum
   const int64_t splits = ceil_div(batch, split), block_parts = ceil_div(parts, splits);
-  const Tensor partial = allocate(splits > 1 ? splits * numel * size : 0, input);
-
   const int64_t block_rows = chunk_of(rows, limit / 4, taps * size, 1);
   const int64_t block_channels = chunk_of(channels, limit / 4, block_rows * taps * size, ceil_div(block_parts, groups));
   const bool whole_groups = block_rows == rows && block_channels == channels;
@@ -316,6 +338,13 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
   const int64_t grad_buffer = aligned(chunk_batch * block_groups * block_rows * chunk * size);
   const int64_t product_buffer = aligned(chunk_batch * block_bytes);
   const bool serial = 2. * batch * numel * positions < kSerialFlops;
+  const int64_t task_bytes = column_buffer + grad_buffer + product_buffer + aligned(block_bytes);
+  const int64_t partial_bytes = splits > 1 ? splits * numel * size : 0;
+  if (Report* const report = Report::wanted()) {
+    report->engine(Engine::columns, "", splits * blocks, task_bytes, partial_bytes, kWhyColumns);
+    return;
+  }
+  const Tensor partial = allocate(partial_bytes, input);
   const torch::stable::Device device = input.device();
   Geometry<Rank> pointwise{};  // im2col by it reads grad_output itself
   for (int axis = 0; axis < Rank; ++axis) {
@@ -328,44 +357,42 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
     store<1>(place, values, dtype, nullptr, {0, count}, sizes, {{1, 1, 1}, {0, 0, 0}, {1}}, sum, dtype, !first);
   };
 
-  run_tasks(place, splits * blocks, serial, column_buffer + grad_buffer + product_buffer + aligned(block_bytes), input,
-            [&](int64_t task, char* columns) {
-              char* grads = columns + column_buffer;
-              char* product = grads + grad_buffer;
-              char* sum = product + product_buffer;
-              const int64_t block = task % blocks, first_image = task / blocks * split;
-              const int64_t row = block % row_blocks * block_rows;
-              const int64_t channel = block / row_blocks % channel_blocks * block_channels;
-              const int64_t group = block / row_blocks / channel_blocks * block_groups;
-              const int64_t r = std::min(block_rows, rows - row), c = std::min(block_channels, channels - channel);
-              const int64_t g = std::min(block_groups, groups - group), end = std::min(batch, first_image + split);
-              const int64_t block_numel = g * r * c * taps;
-              bool first = true;
-              for (int64_t image_index = first_image; image_index < end; image_index += chunk_batch) {
-                const int64_t n = std::min(chunk_batch, end - image_index);
-                const Planes<Rank> image_part = image.at(image_index, group, channel).counted(n, g, c);
-                const Planes<Rank> grad_part = output.at(image_index, group, row).counted(n, g, r);
-                for (int64_t position = 0; position < positions; position += chunk) {
-                  const PositionRange range{position, std::min(chunk, positions - position)};
-                  // product [r, c * taps] = grad_output [r, range.count] @ columns^T [range.count, c * taps] of each
-                  // image, group
-                  const Matrices left = columns_of<Rank>(place, grad_part, pointwise, range, grads, dtype);
-                  const Matrices right = columns_of<Rank>(place, image_part, geometry, range, columns, dtype);
-                  const int64_t products = side_by_side(place, n, range.count) ? 1 : n;  // for each group
-                  multiply(products * g, left, transposed(right), product, dtype, device);
-                  for (int64_t i = 0; i < products; ++i, first = false)
-                    add(product + i * block_numel * size, block_numel, sum, first);
-                }
-              }
-              const int64_t offset = (group * rows + row) * row_stride + channel * taps;
-              Planes<1> target{static_cast<char*>(grad_weight.data_ptr()), grad_weight.scalar_type(), {}};
-              if (splits > 1)
-                target = {static_cast<char*>(partial.data_ptr()) + task / blocks * numel * size, dtype, {}};
-              target.layout = {{1, g, r}, {0, rows * row_stride, row_stride}, {1}};
-              const int64_t sizes[] = {c * taps};
-              store<1>(place, sum, dtype, nullptr, {0, c * taps}, sizes, target.layout, target.shifted(offset).data,
-                       target.dtype);
-            });
+  run_tasks(place, splits * blocks, serial, task_bytes, input, [&](int64_t task, char* columns) {
+    char* grads = columns + column_buffer;
+    char* product = grads + grad_buffer;
+    char* sum = product + product_buffer;
+    const int64_t block = task % blocks, first_image = task / blocks * split;
+    const int64_t row = block % row_blocks * block_rows;
+    const int64_t channel = block / row_blocks % channel_blocks * block_channels;
+    const int64_t group = block / row_blocks / channel_blocks * block_groups;
+    const int64_t r = std::min(block_rows, rows - row), c = std::min(block_channels, channels - channel);
+    const int64_t g = std::min(block_groups, groups - group), end = std::min(batch, first_image + split);
+    const int64_t block_numel = g * r * c * taps;
+    bool first = true;
+    for (int64_t image_index = first_image; image_index < end; image_index += chunk_batch) {
+      const int64_t n = std::min(chunk_batch, end - image_index);
+      const Planes<Rank> image_part = image.at(image_index, group, channel).counted(n, g, c);
+      const Planes<Rank> grad_part = output.at(image_index, group, row).counted(n, g, r);
+      for (int64_t position = 0; position < positions; position += chunk) {
+        const PositionRange range{position, std::min(chunk, positions - position)};
+        // product [r, c * taps] = grad_output [r, range.count] @ columns^T [range.count, c * taps] of each
+        // image, group
+        const Matrices left = columns_of<Rank>(place, grad_part, pointwise, range, grads, dtype);
+        const Matrices right = columns_of<Rank>(place, image_part, geometry, range, columns, dtype);
+        const int64_t products = side_by_side(place, n, range.count) ? 1 : n;  // for each group
+        multiply(products * g, left, transposed(right), product, dtype, device);
+        for (int64_t i = 0; i < products; ++i, first = false)
+          add(product + i * block_numel * size, block_numel, sum, first);
+      }
+    }
+    const int64_t offset = (group * rows + row) * row_stride + channel * taps;
+    Planes<1> target{static_cast<char*>(grad_weight.data_ptr()), grad_weight.scalar_type(), {}};
+    if (splits > 1) target = {static_cast<char*>(partial.data_ptr()) + task / blocks * numel * size, dtype, {}};
+    target.layout = {{1, g, r}, {0, rows * row_stride, row_stride}, {1}};
+    const int64_t sizes[] = {c * taps};
+    store<1>(place, sum, dtype, nullptr, {0, c * taps}, sizes, target.layout, target.shifted(offset).data,
+             target.dtype);
+  });
   if (splits > 1) {
     char* sums = static_cast<char*>(partial.data_ptr());
     for (int64_t i = 1; i < splits; ++i) add(sums + i * numel * size, numel, sums, /*first=*/false);

@@ -269,6 +269,15 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   };
   Carver shared_count;
   carve_shared(shared_count);
+  if (Report* const report = Report::wanted()) {
+    report->engine(
+        Engine::channels, terms.tile_name(std::min(plan.panel_rows, padded_rows)),
+        plan.position_blocks * groups * plan.panel_blocks, count.bytes(), shared_count.bytes(),
+        plan.gathered
+            ? "channels adjoin in memory; patches are copied into lines, being of few channels or another type"
+            : "channels adjoin in memory: patches are read where they lie");
+    return true;
+  }
   const Tensor shared = allocate_bytes(shared_count.bytes(), problem.like);
   Carver shared_carver(shared);
   const auto [packed, bias, tap_list] = carve_shared(shared_carver);

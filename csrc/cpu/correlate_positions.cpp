@@ -134,15 +134,32 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const int64_t positions = output.count[0] * geometry.position_numel();
   const int64_t per_image = geometry.position_numel();
 
+  const auto carve = [&](Carver& carver) {
+    return Buffers<Terms, Rank>{carver.take<T>(plan.chunk * plan.panel_lanes),
+                                carver.take<Sum>(plan.chunks > 1 ? plan.block_rows * plan.panel_lanes : 0),
+                                carver.take<Sum>(kTileRows * plan.panel_lanes),
+                                carver.take<PositionPiece<Rank>>(plan.tap_pieces),
+                                carver.take<TapPieces>(taps),
+                                carver.take<Piece>(taps * plan.tap_pieces)};
+  };
+  Carver count;
+  carve(count);
+
   // What all tasks read: the weight as rows, and the bias.
   const bool direct_rows = variants == 1 && rows_are_lines<Terms, Rank>(problem.weights[0], geometry.kernel);
-  Carver count;
+  Carver shared_count;
   const auto carve_shared = [&](Carver& carver) {
     return std::make_tuple(carver.take<T>(direct_rows ? 0 : groups * plan.rows * plan.terms),
                            carver.take<Sum>(problem.bias ? groups * plan.rows : 0), carver.take<Tap<Rank>>(taps));
   };
-  carve_shared(count);
-  const Tensor shared = allocate_bytes(count.bytes(), problem.like);
+  carve_shared(shared_count);
+  const int64_t tasks = plan.panels * plan.group_blocks * plan.row_blocks;
+  if (Report* const report = Report::wanted()) {
+    report->engine(Engine::positions, terms.tile_name(plan.panel_lanes), tasks, count.bytes(), shared_count.bytes(),
+                   "positions fill the vectors, because channels do not adjoin in memory or are few");
+    return true;
+  }
+  const Tensor shared = allocate_bytes(shared_count.bytes(), problem.like);
   Carver carver(shared);
   const auto [packed, bias, tap_list] = carve_shared(carver);
   WeightRows<Terms> weight{packed, plan.rows * plan.terms, plan.terms};
@@ -157,85 +174,75 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   list_taps<Rank>(geometry, image.layout.axis_stride, tap_list);
   const bool lines = std::is_same_v<Sum, From> && is_line<Rank>(output, geometry.positions);
 
-  const auto carve = [&](Carver& carver) {
-    return Buffers<Terms, Rank>{carver.take<T>(plan.chunk * plan.panel_lanes),
-                                carver.take<Sum>(plan.chunks > 1 ? plan.block_rows * plan.panel_lanes : 0),
-                                carver.take<Sum>(kTileRows * plan.panel_lanes),
-                                carver.take<PositionPiece<Rank>>(plan.tap_pieces),
-                                carver.take<TapPieces>(taps),
-                                carver.take<Piece>(taps * plan.tap_pieces)};
-  };
   const bool serial = 2. * positions * groups * plan.rows * channels * taps < kSerialFlops;
-  run_tasks(
-      plan.panels * plan.group_blocks * plan.row_blocks, serial, problem.like, carve,
-      [&](int64_t task, const auto& buffers) {
-        const int64_t first_row = task % plan.row_blocks * plan.block_rows;
-        const int64_t end_row = std::min(plan.rows, first_row + plan.block_rows);
-        const int64_t first_group = task / plan.row_blocks % plan.group_blocks * plan.block_groups;
-        const int64_t end_group = std::min(groups, first_group + plan.block_groups);
-        const int64_t first = task / plan.row_blocks / plan.group_blocks * plan.panel_lanes;
-        const int64_t lanes = std::min(plan.panel_lanes, positions - first), width = terms.width(lanes);
-        const int vectors = static_cast<int>(width / terms.tiles.lanes);
+  run_tasks(tasks, serial, problem.like, carve, [&](int64_t task, const auto& buffers) {
+    const int64_t first_row = task % plan.row_blocks * plan.block_rows;
+    const int64_t end_row = std::min(plan.rows, first_row + plan.block_rows);
+    const int64_t first_group = task / plan.row_blocks % plan.group_blocks * plan.block_groups;
+    const int64_t end_group = std::min(groups, first_group + plan.block_groups);
+    const int64_t first = task / plan.row_blocks / plan.group_blocks * plan.panel_lanes;
+    const int64_t lanes = std::min(plan.panel_lanes, positions - first), width = terms.width(lanes);
+    const int vectors = static_cast<int>(width / terms.tiles.lanes);
 
-        const int pieces = split_positions<Rank>(first, lanes, geometry.positions, buffers.positions);
-        Piece* next = buffers.pieces;
-        for (int64_t tap = 0; tap < taps; ++tap)
-          next = pieces_of_tap<Rank>(tap_list[tap], geometry, image.layout, buffers.positions, pieces,
-                                     terms.tiles.lanes, buffers.taps[tap], next);
-        const bool direct = lines && lanes == width && first / per_image == (first + lanes - 1) / per_image;
+    const int pieces = split_positions<Rank>(first, lanes, geometry.positions, buffers.positions);
+    Piece* next = buffers.pieces;
+    for (int64_t tap = 0; tap < taps; ++tap)
+      next = pieces_of_tap<Rank>(tap_list[tap], geometry, image.layout, buffers.positions, pieces, terms.tiles.lanes,
+                                 buffers.taps[tap], next);
+    const bool direct = lines && lanes == width && first / per_image == (first + lanes - 1) / per_image;
 
-        for (int64_t group = first_group; group < end_group; ++group) {
-          PanelArguments<From> panel{reinterpret_cast<const From*>(image.data) + group * image.layout.stride[1],
-                                     image.layout.stride[2],
-                                     geometry.stride[Rank - 1] * image.layout.axis_stride[Rank - 1],
-                                     channels,
-                                     taps,
-                                     0,
-                                     0,
-                                     0,
-                                     buffers.taps,
-                                     vectors};
-          for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-            panel.first = chunk * plan.chunk;
-            panel.count = std::max<int64_t>(0, std::min(plan.chunk, plan.terms - panel.first));
-            if (panel.count > 0) terms.pack.panel(panel, buffers.panel);
-            for (int64_t row = first_row; row < end_row;) {
-              // A tile keeps to one output.
-              const int64_t variant = row / group_rows, row_of_group = row % group_rows;
-              const int64_t rows = std::min({int64_t{kTileRows}, end_row - row, group_rows - row_of_group});
-              From* const target = reinterpret_cast<From*>(problem.outputs[variant].data) + group * output.stride[1] +
-                                   row_of_group * output.stride[2];
-              Run<T> line;
-              line.b = 0;
-              line.length = panel.count;
-              line.ends_block = true;
-              for (int64_t i = 0; i < rows; ++i)
-                line.a[i] = weight.data + group * weight.group_stride + (row + i) * weight.row_stride + panel.first;
-              TileArguments<T> tile{&line, 1, 0, buffers.panel, 0, width, buffers.tile, width, Start::zero, nullptr};
-              if (direct) {
-                tile.c = reinterpret_cast<Sum*>(target + first / per_image * output.stride[0] + first % per_image);
-                tile.c_step = output.stride[2];
-              } else if (plan.chunks > 1) {
-                tile.c = buffers.sums + (row - first_row) * width;
-              }
-              if (chunk > 0) {
-                tile.start = Start::sum;
-              } else if (problem.bias) {
-                tile.start = Start::row_bias;
-                tile.bias = bias + group * plan.rows + row;
-              }
-              terms.tile(width, rows)(tile);
-              if (!direct && chunk == plan.chunks - 1)
-                for (int64_t i = 0; i < rows; ++i)
-                  for (int piece = 0; piece < pieces; ++piece)
-                    terms.pack.store(tile.c + i * width + buffers.positions[piece].lane,
-                                     target + i * output.stride[2] + offset_of<Rank>(buffers.positions[piece], output),
-                                     output.axis_stride[Rank - 1], buffers.positions[piece].length);
-              row += rows;
-            }
+    for (int64_t group = first_group; group < end_group; ++group) {
+      PanelArguments<From> panel{reinterpret_cast<const From*>(image.data) + group * image.layout.stride[1],
+                                 image.layout.stride[2],
+                                 geometry.stride[Rank - 1] * image.layout.axis_stride[Rank - 1],
+                                 channels,
+                                 taps,
+                                 0,
+                                 0,
+                                 0,
+                                 buffers.taps,
+                                 vectors};
+      for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+        panel.first = chunk * plan.chunk;
+        panel.count = std::max<int64_t>(0, std::min(plan.chunk, plan.terms - panel.first));
+        if (panel.count > 0) terms.pack.panel(panel, buffers.panel);
+        for (int64_t row = first_row; row < end_row;) {
+          // A tile keeps to one output.
+          const int64_t variant = row / group_rows, row_of_group = row % group_rows;
+          const int64_t rows = std::min({int64_t{kTileRows}, end_row - row, group_rows - row_of_group});
+          From* const target = reinterpret_cast<From*>(problem.outputs[variant].data) + group * output.stride[1] +
+                               row_of_group * output.stride[2];
+          Run<T> line;
+          line.b = 0;
+          line.length = panel.count;
+          line.ends_block = true;
+          for (int64_t i = 0; i < rows; ++i)
+            line.a[i] = weight.data + group * weight.group_stride + (row + i) * weight.row_stride + panel.first;
+          TileArguments<T> tile{&line, 1, 0, buffers.panel, 0, width, buffers.tile, width, Start::zero, nullptr};
+          if (direct) {
+            tile.c = reinterpret_cast<Sum*>(target + first / per_image * output.stride[0] + first % per_image);
+            tile.c_step = output.stride[2];
+          } else if (plan.chunks > 1) {
+            tile.c = buffers.sums + (row - first_row) * width;
           }
+          if (chunk > 0) {
+            tile.start = Start::sum;
+          } else if (problem.bias) {
+            tile.start = Start::row_bias;
+            tile.bias = bias + group * plan.rows + row;
+          }
+          terms.tile(width, rows)(tile);
+          if (!direct && chunk == plan.chunks - 1)
+            for (int64_t i = 0; i < rows; ++i)
+              for (int piece = 0; piece < pieces; ++piece)
+                terms.pack.store(tile.c + i * width + buffers.positions[piece].lane,
+                                 target + i * output.stride[2] + offset_of<Rank>(buffers.positions[piece], output),
+                                 output.axis_stride[Rank - 1], buffers.positions[piece].length);
+          row += rows;
         }
-      });
+      }
+    }
+  });
   return true;
 }
 

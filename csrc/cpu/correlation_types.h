@@ -1,6 +1,9 @@
 // What the correlation engines multiply: the type of a term for each dtype.
 #pragma once
 
+#include <string>
+
+#include "../engine.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "rows.h"
@@ -23,6 +26,7 @@ struct Terms {
   // Lanes of a panel that holds `lanes` of them.
   int64_t width(int64_t lanes) const { return round_up(lanes, tiles.lanes); }
   int64_t most_lanes() const { return int64_t{tiles.lanes} * tiles.vectors; }
+  std::string tile_name(int64_t width) const { return std::to_string(kTileRows) + "x" + std::to_string(width); }
   Tile<T> tile(int64_t width, int64_t rows) const { return tiles.tile[width / tiles.lanes - 1][rows - 1]; }
 };
 

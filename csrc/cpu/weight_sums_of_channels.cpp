@@ -169,8 +169,15 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
     return std::make_tuple(carver.take<Tap<Rank>>(plan.taps),
                            carver.take<Sum>(plan.splits > 1 ? plan.splits * numel : 0));
   };
+  const int64_t tasks = plan.splits * groups * plan.panel_blocks * plan.tap_blocks * plan.row_blocks;
   Carver shared_count;
   carve_shared(shared_count);
+  if (Report* const report = Report::wanted()) {
+    report->engine(Engine::channels, terms.tile_name(plan.panel_channels), tasks, count.bytes(), shared_count.bytes(),
+                   plan.direct ? "channels adjoin in memory: the image is read where it lies"
+                               : "channels adjoin in memory; they are packed one tap at a time");
+    return true;
+  }
   const Tensor shared = allocate_bytes(shared_count.bytes(), problem.grad_weight);
   Carver shared_carver(shared);
   const auto [tap_list, partial] = carve_shared(shared_carver);
@@ -184,7 +191,6 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
   const int64_t step = geometry.stride[Rank - 1] * image.axis_stride[Rank - 1];
 
   const bool serial = 2. * numel * positions < kSerialFlops;
-  const int64_t tasks = plan.splits * groups * plan.panel_blocks * plan.tap_blocks * plan.row_blocks;
   run_tasks(tasks, serial, problem.grad_weight, carve, [&](int64_t task, const auto& buffers) {
     const int64_t first_row = task % plan.row_blocks * plan.block_rows;
     const int64_t rows = std::min(plan.block_rows, plan.rows - first_row);

@@ -151,8 +151,14 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
   const auto carve_shared = [&](Carver& carver) {
     return std::make_tuple(carver.take<Tap<Rank>>(taps), carver.take<Sum>(plan.splits > 1 ? plan.splits * numel : 0));
   };
+  const int64_t tasks = plan.splits * groups * plan.panel_blocks * plan.patch_blocks;
   Carver shared_count;
   carve_shared(shared_count);
+  if (Report* const report = Report::wanted()) {
+    report->engine(Engine::positions, terms.tile_name(plan.panel_rows), tasks, count.bytes(), shared_count.bytes(),
+                   "patches are gathered as rows of positions, because channels do not adjoin in memory or are few");
+    return true;
+  }
   const Tensor shared = allocate_bytes(shared_count.bytes(), problem.grad_weight);
   Carver shared_carver(shared);
   const auto [tap_list, partial] = carve_shared(shared_carver);
@@ -161,7 +167,6 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
   From* const grad_weight = static_cast<From*>(problem.grad_weight.data_ptr());
 
   const bool serial = 2. * numel * positions < kSerialFlops;
-  const int64_t tasks = plan.splits * groups * plan.panel_blocks * plan.patch_blocks;
   run_tasks(tasks, serial, problem.grad_weight, carve, [&](int64_t task, const auto& buffers) {
     const int64_t first_patch = task % plan.patch_blocks * plan.block_patches;
     const int64_t patches = std::min(plan.block_patches, plan.patches - first_patch);
