@@ -8,6 +8,7 @@ every order, on CPU and CUDA. The functions and modules take the arguments of th
 from . import functional, jit, modules, reference
 from ._build import VERSION
 from ._build_info import build_info
+from ._explain import explain
 from ._geometry import GeometryError
 from ._workspace import workspace_limit
 from .functional import *  # noqa: F403
@@ -18,6 +19,7 @@ __version__ = VERSION
 __all__ = [
     "GeometryError",
     "build_info",
+    "explain",
     "functional",
     "jit",
     "modules",

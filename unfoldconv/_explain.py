@@ -1,0 +1,126 @@
+"""What a call would do: engines, tiles, workspace, operations and bytes, without doing it."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from ._binding import NAMESPACE
+
+
+@dataclass(frozen=True)
+class Step:
+    """One use of an engine.
+
+    Attributes:
+        engine: `columns`, `positions`, `channels` or `depthwise`.
+        tile: Rows x lanes that the micro-kernel holds in registers; empty where the engine has no micro-kernel.
+        tasks: Into how many parts the work is cut; the same for any number of threads.
+        thread_bytes: Workspace of each thread.
+        shared_bytes: Memory beside: packed weights, partial sums.
+        why: The reason for the engine.
+    """
+
+    engine: str
+    tile: str
+    tasks: int
+    thread_bytes: int
+    shared_bytes: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op of the library.
+
+    Attributes:
+        name: `conv`, `conv_input_grad` or `conv_weight_grad`.
+        flops: Multiplications and additions, those with padding included.
+        bytes: Sizes of the operands and the result.
+        steps: The engines in order; an input gradient has one for each phase of the stride.
+    """
+
+    name: str
+    flops: int
+    bytes: int
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The ops of a call in order; `str` makes a table of them."""
+
+    ops: tuple[Op, ...]
+
+    def __str__(self) -> str:
+        lines = []
+        for op in self.ops:
+            intensity = op.flops / op.bytes if op.bytes else 0.0
+            lines.append(f"{op.name}: {op.flops:.3g} FLOP, {op.bytes:.3g} bytes, {intensity:.3g} FLOP/byte")
+            for step in op.steps:
+                tile = f", tile {step.tile}" if step.tile else ""
+                lines.append(
+                    f"  {step.engine}{tile}, {step.tasks} tasks, workspace {step.thread_bytes} bytes a thread"
+                    f" + {step.shared_bytes}: {step.why}"
+                )
+        return "\n".join(lines) or "no convolution"
+
+
+def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """Says what the convolutions of a call would do, forward and, where gradients are wanted, backward.
+
+    The call is gone through without any convolution being computed, so `function` may be a convolution, a module of
+    them, or a whole model; its results, which are not numbers that mean anything, are thrown away. Gradients are
+    explained for the arguments and, of a module, the parameters that require them; no `.grad` is written.
+
+    Args:
+        function: What is called, such as `unfoldconv.conv2d` or a module.
+        *args: Its arguments.
+        **kwargs: Its keyword arguments.
+
+    Returns:
+        The ops in order, the forward ones first.
+
+    Example:
+        >>> import torch, unfoldconv as uc
+        >>> report = uc.explain(uc.conv2d, torch.ones(1, 64, 56, 56), torch.ones(64, 64, 3, 3), padding=1)
+        >>> report.ops[0].name, report.ops[0].flops
+        ('conv', 231211008)
+    """
+    ops = getattr(torch.ops, NAMESPACE)
+    ops.begin_report()
+    try:
+        # Reports are of one thread, so the backward pass must run in this one.
+        with torch.autograd.set_multithreading_enabled(False):
+            outputs = [tensor for tensor in _tensors(function(*args, **kwargs)) if tensor.requires_grad]
+            wanted = [tensor for tensor in _tensors((args, kwargs)) if tensor.requires_grad]
+            if isinstance(function, torch.nn.Module):
+                wanted += [parameter for parameter in function.parameters() if parameter.requires_grad]
+            if outputs and wanted:
+                torch.autograd.grad(
+                    outputs, wanted, [torch.zeros_like(output) for output in outputs], allow_unused=True
+                )
+    finally:
+        text = ops.end_report()
+    return Explanation(_parse(text))
+
+
+def _tensors(tree: Any) -> Iterable[Tensor]:
+    return (leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def _parse(text: str) -> tuple[Op, ...]:
+    ops: list[Op] = []
+    for line in text.splitlines():
+        kind, *fields = line.split("\t")
+        facts = dict(field.split("=", 1) for field in fields)
+        if kind == "op":
+            ops.append(Op(facts["name"], int(facts["flops"]), int(facts["bytes"]), ()))
+        else:
+            numbers = {name: int(facts[name]) for name in ("tasks", "thread_bytes", "shared_bytes")}
+            step = Step(facts["name"], facts["tile"], why=facts["why"], **numbers)
+            ops[-1] = Op(ops[-1].name, ops[-1].flops, ops[-1].bytes, (*ops[-1].steps, step))
+    return tuple(ops)
