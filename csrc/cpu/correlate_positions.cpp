@@ -12,6 +12,7 @@ namespace {
 
 // Of a panel chunk: a good part of a second-level cache.
 constexpr int64_t kPanelBytes = 256 << 10;
+constexpr int64_t kPackedRows = 16;
 
 // Rows of a weight as lines of terms, channels first and then taps: where they lie, or packed.
 template <class Terms>
@@ -31,35 +32,43 @@ bool rows_are_lines(const Planes<Rank>& weight, const int64_t (&kernel)[Rank]) {
          whole(stride[0]) && whole(stride[1]);
 }
 
-// [groups, variants, rows, terms]
+// [groups, variants, rows, terms]. A task packs a few rows at a time, because neighbouring rows of one channel may be
+// neighbours in memory when neighbouring channels are pages apart.
 template <class Terms, int Rank>
 void pack_rows(const Terms& terms, const Correlation<Rank>& problem, int64_t row_terms, typename Terms::T* packed) {
   using T = typename Terms::T;
   using From = typename Terms::From;
   using Element = std::conditional_t<Terms::kHalves == 2, BFloat16, T>;
   const auto& layout = problem.weights[0].layout;
-  const int64_t variants = problem.weights.size(), rows = layout.count[1], channels = layout.count[2];
+  const int64_t variants = problem.variants(), rows = layout.count[1], channels = layout.count[2];
   const auto& kernel = problem.geometry.kernel;
-  const int64_t taps = problem.geometry.tap_numel();
-  const int64_t line_taps = taps == 1 ? 1 : kernel[Rank - 1];
-  parallel_over(layout.count[0] * variants * rows, row_terms * sizeof(T), [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const Planes<Rank>& weight = problem.weights[row / rows % variants];
-      const From* from = reinterpret_cast<const From*>(weight.at(row / rows / variants, row % rows).data);
-      T* const to = packed + row * row_terms;
+  const int64_t taps = problem.geometry.tap_numel(), line_taps = kernel[Rank - 1], step = layout.axis_stride[Rank - 1];
+  const int64_t blocks = ceil_div(rows, kPackedRows);
+  parallel_over(layout.count[0] * variants * blocks, kPackedRows * row_terms * sizeof(T), [&](int64_t begin,
+                                                                                              int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block % blocks * kPackedRows, count = std::min(kPackedRows, rows - first);
+      const Planes<Rank>& weight = problem.weights[block / blocks % variants];
+      const From* const from =
+          reinterpret_cast<const From*>(weight.at(block / blocks / variants, first).data);
+      T* const to = packed + (block / blocks * rows + first) * row_terms;
+      if (Terms::kHalves == 2)
+        for (int64_t row = 0; row < count; ++row) to[(row + 1) * row_terms - 1] = T{};
       if (taps == 1) {
-        terms.pack.line(from, layout.stride[2], to, channels);
+        for (int64_t row = 0; row < count; ++row)
+          terms.pack.line(from + row * layout.stride[1], layout.stride[2], to + row * row_terms, channels);
         continue;
       }
-      Element* element = reinterpret_cast<Element*>(to);
-      if (Terms::kHalves == 2) to[row_terms - 1] = T{};
       for (int64_t channel = 0; channel < channels; ++channel) {
         int64_t index[Rank] = {};
         for (int64_t tap = 0; tap < taps; tap += line_taps) {
           int64_t offset = channel * layout.stride[2];
-          for (int axis = 0; axis < Rank - 1; ++axis) offset += index[axis] * weight.layout.axis_stride[axis];
-          const int64_t step = weight.layout.axis_stride[Rank - 1];
-          for (int64_t i = 0; i < line_taps; ++i) *element++ = static_cast<Element>(from[offset + i * step]);
+          for (int axis = 0; axis < Rank - 1; ++axis) offset += index[axis] * layout.axis_stride[axis];
+          for (int64_t row = 0; row < count; ++row) {
+            Element* const element = reinterpret_cast<Element*>(to + row * row_terms) + channel * taps + tap;
+            const From* const source = from + row * layout.stride[1] + offset;
+            for (int64_t i = 0; i < line_taps; ++i) element[i] = static_cast<Element>(source[i * step]);
+          }
           for (int axis = Rank - 2; axis >= 0 && ++index[axis] == kernel[axis]; --axis) index[axis] = 0;
         }
       }
