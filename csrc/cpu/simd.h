@@ -17,6 +17,7 @@ template <class T>
 using Vector = typename VectorOf<T>::type;
 
 #define UNFOLDCONV_INLINE inline __attribute__((always_inline))
+#define UNFOLDCONV_INLINE_LAMBDA __attribute__((always_inline))
 
 // From and to any address that suits T.
 template <class T>
@@ -156,6 +157,41 @@ UNFOLDCONV_INLINE void narrow(Vector<float> value, Half* to) {
 #else
   for (int i = 0; i < kLanes<float>; ++i) to[i] = static_cast<Half>(value[i]);
 #endif
+}
+
+// to[i * to_step + j] = from[j * from_step + i] for i, j < Side, a power of 2.
+template <int Side, class T>
+UNFOLDCONV_INLINE void transpose_square(const T* from, int64_t from_step, T* to, int64_t to_step) {
+  typedef T Row __attribute__((vector_size(Side * sizeof(T))));
+  using Index = std::conditional_t<
+      sizeof(T) == 1, uint8_t,
+      std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>>;
+  typedef Index Indices __attribute__((vector_size(Side * sizeof(T))));
+  Indices low, high;  // the halves of two rows, zipped
+  for (int i = 0; i < Side; ++i) {
+    low[i] = i / 2 + i % 2 * Side;
+    high[i] = low[i] + Side / 2;
+  }
+  Row rows[Side], zipped[Side];
+  for (int i = 0; i < Side; ++i) __builtin_memcpy(&rows[i], from + i * from_step, sizeof(Row));
+#pragma GCC unroll 8
+  for (int zips = 1; zips < Side; zips *= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Side / 2; ++i) {
+#ifdef __clang__
+      for (int lane = 0; lane < Side; ++lane) {
+        zipped[2 * i][lane] = lane % 2 ? rows[i + Side / 2][lane / 2] : rows[i][lane / 2];
+        zipped[2 * i + 1][lane] = lane % 2 ? rows[i + Side / 2][Side / 2 + lane / 2] : rows[i][Side / 2 + lane / 2];
+      }
+#else
+      zipped[2 * i] = __builtin_shuffle(rows[i], rows[i + Side / 2], low);
+      zipped[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + Side / 2], high);
+#endif
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < Side; ++i) rows[i] = zipped[i];
+  }
+  for (int i = 0; i < Side; ++i) __builtin_memcpy(to + i * to_step, &rows[i], sizeof(Row));
 }
 
 }  // namespace
