@@ -22,7 +22,8 @@ namespace unfoldconv::cpu {
 namespace {
 
 constexpr int64_t kTileBytes = 32 * 1024;  // on the stack, and at home in the first-level cache
-constexpr int64_t kGathered = 256;         // elements of columns that are brought together at a time
+constexpr int64_t kRunsTogether = 16;
+constexpr int64_t kGathered = 256;  // elements of columns that are brought together at a time
 
 // The type by whose addition T is added, and how many of it a T is.
 template <class T>
@@ -44,15 +45,15 @@ using Bits =
 
 template <class T>
 class Folder {
-  using Sum = Accumulator<T>;
+  using Total = Accumulator<T>;
   using Part = typename PartOf<T>::type;
   using PartSum = Accumulator<Part>;
   static constexpr int64_t kParts = sizeof(T) / sizeof(Part);
   static constexpr int64_t kGap =
       64 / sizeof(PartSum);  // between rows of sums: a vector that is added reaches no other
   // A sum as it is moved to the image: rounded, or as it is.
-  using Moved = std::conditional_t<std::is_same_v<T, Sum>, Bits<T>, Sum>;
-  using Target = std::conditional_t<std::is_same_v<T, Sum>, Bits<T>, T>;
+  using Moved = std::conditional_t<std::is_same_v<T, Total>, Bits<T>, Total>;
+  using Target = std::conditional_t<std::is_same_v<T, Total>, Bits<T>, T>;
 
  public:
   Folder(const T* columns, int64_t planes, int64_t channels, const int64_t (&column_stride)[3],
@@ -63,10 +64,13 @@ class Folder {
         stride_{column_stride[0], column_stride[1], column_stride[2]},
         axes_{{geometry, 0}, {geometry, 1}, {geometry, 2}},
         taps_(geometry.tap_numel()),
+        positions_(geometry.position_numel()),
         image_(image),
         move_(move_kernel<Moved, Target>()),
         gather_(move_kernel<Bits<T>, Bits<T>>()),
-        add_(add_kernel<Part>()) {}
+        add_(add_kernel<Part>()),
+        sum_(sum_kernel<Part>()),
+        lanes_(kernels().patches.vector_bytes / static_cast<int64_t>(sizeof(PartSum))) {}
 
   void operator()() const {
     int64_t first[3], count[3], tile[3], tiles[3];  // quotients
@@ -92,10 +96,14 @@ class Folder {
   }
 
  private:
+  // Residues of the last axis whose sums lie side by side, to be moved to the image together.
+  int64_t runs_together() const {
+    return axes_[2].dilation == 1 ? std::min<int64_t>(axes_[2].residues(), kRunsTogether) : 1;
+  }
+
   // The largest tile whose sums fit, cut along the outer axes first.
-  static void choose_tile(const int64_t (&count)[3], int64_t (&tile)[3]) {
-    const int64_t room = kTileBytes / sizeof(Sum);
-    std::copy(count, count + 3, tile);
+  void choose_tile(const int64_t (&count)[3], int64_t (&tile)[3]) const {
+    const int64_t room = kTileBytes / sizeof(Total) / runs_together();
     for (int axis = 2, others = 1; axis >= 0; --axis) {
       const int64_t most = std::max<int64_t>(1, (axis == 2 ? room - kGap : room / others));
       tile[axis] = ceil_div(count[axis], ceil_div(count[axis], most));
@@ -110,24 +118,32 @@ class Folder {
     bool all_residues = true;
     for (const WindowAxis& axis : axes_) all_residues &= axis.residues() == axis.stride;
     if (!all_residues) clear(first, count, image);
-    alignas(64) unsigned char buffer[kTileBytes + kAddSlack * sizeof(Sum)];
-    const int64_t row = count[2] + kGap;
+    alignas(64) unsigned char buffer[kTileBytes + kAddSlack * sizeof(Total)];
+    Total* const sums = reinterpret_cast<Total*>(buffer);
+    const int64_t run_numel = count[0] * count[1] * (count[2] + kGap);
+    const bool narrow = is_narrow(plane, columns, count[2]);
     int64_t run[3];
     for (run[0] = 0; run[0] < axes_[0].residues(); ++run[0])
       for (run[1] = 0; run[1] < axes_[1].residues(); ++run[1])
-        for (run[2] = 0; run[2] < axes_[2].residues(); ++run[2]) {
-          std::memset(buffer, 0, count[0] * count[1] * row * sizeof(Sum));
-          Sum* const sums = reinterpret_cast<Sum*>(buffer);
-          add_taps(columns, run, first, count, sums);
-          write(run, first, count, sums, image);
+        for (int64_t from = 0; from < axes_[2].residues(); from += runs_together()) {
+          const int64_t runs = std::min(runs_together(), axes_[2].residues() - from);
+          if (!narrow) std::memset(buffer, 0, runs * run_numel * sizeof(Total));
+          for (int64_t i = 0; i < runs; ++i) {
+            run[2] = from + i;
+            if (narrow)
+              sum_taps(columns, run, first, count, sums + i * run_numel);
+            else
+              add_taps(columns, run, first, count, sums + i * run_numel);
+          }
+          run[2] = from;
+          write(run, runs, first, count, sums, image);
         }
   }
 
-  void add_taps(const T* columns, const int64_t (&run)[3], const int64_t (&first)[3], const int64_t (&count)[3],
-                Sum* sums) const {
+  // f(tap, along) for each tap of a run that meets the tile, in order.
+  template <class F>
+  void for_each_tap(const int64_t (&run)[3], const int64_t (&first)[3], const int64_t (&count)[3], const F& f) const {
     const TapsOfRun taps[3] = {axes_[0].taps_of(run[0]), axes_[1].taps_of(run[1]), axes_[2].taps_of(run[2])};
-    const T* const end = columns + (taps_ - 1) * stride_[1] +
-                         (axes_[0].positions * axes_[1].positions * axes_[2].positions - 1) * stride_[2] + 1;
     Rectangle along[3];
     int64_t offset[3] = {taps[0].offset, taps[1].offset, taps[2].offset};
     for (int64_t i = taps[0].first; i < axes_[0].kernel; i += taps[0].step, offset[0] += taps[0].ahead) {
@@ -138,8 +154,54 @@ class Folder {
         offset[2] = taps[2].offset;
         for (int64_t k = taps[2].first; k < axes_[2].kernel; k += taps[2].step, offset[2] += taps[2].ahead)
           if (along[2].meets(axes_[2], first[2], count[2], offset[2]))
-            add_tap(columns + ((i * axes_[1].kernel + j) * axes_[2].kernel + k) * stride_[1], end, along, count, sums);
+            f((i * axes_[1].kernel + j) * axes_[2].kernel + k, along);
       }
+    }
+  }
+
+  void add_taps(const T* columns, const int64_t (&run)[3], const int64_t (&first)[3], const int64_t (&count)[3],
+                Total* sums) const {
+    const T* const end = columns + (taps_ - 1) * stride_[1] + (positions_ - 1) * stride_[2] + 1;
+    for_each_tap(run, first, count, [&](int64_t tap, const Rectangle(&along)[3]) {
+      add_tap(columns + tap * stride_[1], end, along, count, sums);
+    });
+  }
+
+  // Whether rows of the tile fit a vector, so that the sums of one can stay in a register, and vectors that reach
+  // beyond what a tap adds lie within the columns.
+  bool is_narrow(int64_t plane, const T* columns, int64_t length) const {
+    if (stride_[2] != 1 || length * kParts > lanes_) return false;
+    const int64_t before = plane / channels_ * stride_[0] + plane % channels_ * taps_ * stride_[1];
+    const int64_t last = (planes_ / channels_ - 1) * stride_[0] + (channels_ * taps_ - 1) * stride_[1];
+    const int64_t after = last - before - (taps_ - 1) * stride_[1];
+    return before * kParts >= lanes_ && after * kParts >= lanes_;
+  }
+
+  // add_taps for a narrow tile.
+  void sum_taps(const T* columns, const int64_t (&run)[3], const int64_t (&first)[3], const int64_t (&count)[3],
+                Total* sums) const {
+    const int64_t row = (count[2] + kGap) * kParts;
+    const int64_t pitch[2] = {axes_[1].positions * axes_[2].positions * kParts, axes_[2].positions * kParts};
+    for (int64_t slice = 0; slice < count[0]; ++slice) {
+      Term terms[kMostTerms];
+      int64_t found = 0;
+      bool start = true;
+      PartSum* const to = parts(sums) + slice * count[1] * row;
+      const auto flush = [&] {
+        sum_(parts(columns), terms, found, pitch[1], to, row, count[1], std::exchange(start, false));
+        found = 0;
+      };
+      for_each_tap(run, first, count, [&](int64_t tap, const Rectangle(&along)[3]) {
+        if (slice < along[0].slot || slice >= along[0].slot + along[0].count) return;
+        if (found == kMostTerms) flush();
+        terms[found++] = {tap * stride_[1] * kParts + (along[0].position + slice - along[0].slot) * pitch[0] +
+                              (along[1].position - along[1].slot) * pitch[1] +
+                              (along[2].position - along[2].slot) * kParts,
+                          static_cast<int32_t>(along[1].slot), static_cast<int32_t>(along[1].slot + along[1].count),
+                          static_cast<int32_t>(along[2].slot * kParts),
+                          static_cast<int32_t>((along[2].slot + along[2].count) * kParts)};
+      });
+      flush();
     }
   }
 
@@ -154,10 +216,11 @@ class Folder {
     }
   };
 
-  void add_tap(const T* columns, const T* end, const Rectangle (&along)[3], const int64_t (&tile)[3], Sum* sums) const {
+  void add_tap(const T* columns, const T* end, const Rectangle (&along)[3], const int64_t (&tile)[3],
+               Total* sums) const {
     const int64_t row = tile[2] + kGap;
     const int64_t pitch[2] = {axes_[1].positions * axes_[2].positions, axes_[2].positions};
-    Sum* const to = sums + (along[0].slot * tile[1] + along[1].slot) * row + along[2].slot;
+    Total* const to = sums + (along[0].slot * tile[1] + along[1].slot) * row + along[2].slot;
     const T* const from =
         columns + (along[0].position * pitch[0] + along[1].position * pitch[1] + along[2].position) * stride_[2];
     if (stride_[2] == 1) {
@@ -180,13 +243,13 @@ class Folder {
         }
   }
 
-  // Moves the sums of one residue to the image.
-  void write(const int64_t (&run)[3], const int64_t (&first)[3], const int64_t (&count)[3], const Sum* sums,
-             T* image) const {
+  // Moves the sums of `runs` residues of the last axis to the image.
+  void write(const int64_t (&run)[3], int64_t runs, const int64_t (&first)[3], const int64_t (&count)[3],
+             const Total* sums, T* image) const {
     const int64_t row = count[2] + kGap;
-    Block block{{1}, {0, count[1] * row, row, 1}, {0}};
-    int64_t step = 1;
-    for (int axis = 2; axis >= 0; --axis) {
+    Block block{{1}, {count[0] * count[1] * row, count[1] * row, row, 1}, {1}};
+    int64_t step = axes_[2].image;
+    for (int axis = 1; axis >= 0; --axis) {
       const WindowAxis& window = axes_[axis];
       const int64_t index = first[axis] * window.stride + window.residue(run[axis]) - window.padding_low;
       const RunPart inside = window.inside(index, count[axis]);
@@ -196,8 +259,16 @@ class Folder {
       image += inside.index * step;
       step *= window.image;
     }
-    if (block.count[1] > 0 && block.count[2] > 0 && block.count[3] > 0)
-      move_(reinterpret_cast<const Moved*>(sums), reinterpret_cast<Target*>(image), block);
+    if (block.count[1] <= 0 || block.count[2] <= 0) return;
+    const WindowAxis& window = axes_[2];
+    block.to_stride[3] = window.stride;
+    window.for_each_inside(first[2] * window.stride + window.residue(run[2]) - window.padding_low, 1, runs, count[2],
+                           [&](int64_t from, int64_t together, const RunPart& inside) {
+                             block.count[0] = together;
+                             block.count[3] = inside.end - inside.begin;
+                             move_(reinterpret_cast<const Moved*>(sums + from * block.from_stride[0] + inside.begin),
+                                   reinterpret_cast<Target*>(image + inside.index), block);
+                           });
   }
 
   // Elements that no tap reads are 0.
@@ -216,7 +287,7 @@ class Folder {
   }
 
   static const Part* parts(const T* values) { return reinterpret_cast<const Part*>(values); }
-  template <class S = Sum>
+  template <class S = Total>
   static PartSum* parts(S* sums) {
     return reinterpret_cast<PartSum*>(sums);
   }
@@ -224,11 +295,13 @@ class Folder {
   const T* columns_;
   int64_t planes_, channels_, stride_[3];
   WindowAxis axes_[3];
-  int64_t taps_;
+  int64_t taps_, positions_;
   T* image_;
   Move<Moved, Target> move_;
   Move<Bits<T>, Bits<T>> gather_;
   Add<Part> add_;
+  Sum<Part> sum_;
+  int64_t lanes_;
 };
 
 }  // namespace

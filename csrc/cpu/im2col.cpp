@@ -64,6 +64,8 @@ struct Reads {
   int64_t first(const WindowAxis& axis, int64_t position, int64_t run) const {
     return position * axis.stride - axis.padding_low + (shared ? axis.residue(run) : run * axis.dilation);
   }
+  // How much further the next run begins.
+  int64_t step(const WindowAxis& axis) const { return shared && runs > 1 ? axis.residue(1) : axis.dilation; }
   int64_t slot(const WindowAxis& axis, int64_t tap) const {
     return shared ? axis.run_of(tap) * length + axis.offset_of(tap) : tap * length;
   }
@@ -81,7 +83,7 @@ class Unfolder {
         row_stride_(row_stride),
         taps_(geometry.tap_numel()),
         move_(move_kernel<From, To>()),
-        copy_(move_kernel<Bits, Bits>()) {
+        copy_rows_(kernels().patches.copy_rows) {
     // Where channels lie side by side, every cache line holds elements of many planes.
     if (layout.stride[2] == 1 && layout.axis_stride[2] != 1)
       together_ = std::clamp<int64_t>(kPlanesTogether / sizeof(From), 1, layout.count[2]);
@@ -98,7 +100,8 @@ class Unfolder {
     const int64_t item_bytes = Geometry<3>::product(tile) * taps_ * sizeof(To) * together_;
     parallel_over(items, item_bytes, [&](int64_t begin, int64_t end) {
       alignas(64) unsigned char buffer[kTileBytes];
-      int64_t zeroed = -1;
+      Offsets offsets;
+      int64_t current = -1;
       for (int64_t item = begin; item < end; ++item) {
         int64_t index[3];
         unravel<3>(item % tile_numel, tiles, index);
@@ -125,17 +128,23 @@ class Unfolder {
         int64_t slots = 1;
         for (const Reads& read : reads) slots *= read.runs * read.length;
         To* const values = reinterpret_cast<To*>(buffer);
-        // The same cells lie in the padding for every plane.
-        if (std::exchange(zeroed, item % tile_numel) != item % tile_numel)
-          std::memset(buffer, 0, slots * together_ * sizeof(To));
+        if (std::exchange(current, item % tile_numel) != item % tile_numel) {
+          std::memset(buffer, 0, slots * together_ * sizeof(To));  // the padding is the same for every plane
+          offsets.valid = false;
+        }
         set_out(part, reads, image_ + layout_.plane_offset(plane), planes, values);
-        for (int64_t i = 0; i < planes; ++i) emit(part, reads, values + i * slots, plane + i, target);
+        for (int64_t i = 0; i < planes; ++i) emit(part, reads, values + i * slots, plane + i, target, offsets);
       }
     });
   }
 
  private:
-  using Bits = std::conditional_t<std::is_same_v<To, float>, uint32_t, To>;
+  // Where in the tile the taps find what they read; the same for every plane.
+  struct Offsets {
+    static constexpr int64_t kMost = 256;
+    int64_t bytes[kMost];
+    bool valid = false;
+  };
 
   // The largest tile that fits, cut along the outer axes first; false if not even one position does.
   bool choose_tile(const Box& box, int64_t (&tile)[3]) const {
@@ -160,43 +169,68 @@ class Unfolder {
     return false;
   }
 
-  // Sets out what a box reads of some planes, each [runs * length] along the three axes.
+  // Sets out what a box reads of some planes, each [runs * length] along the three axes. Along the last axis runs that
+  // begin side by side are moved together, like planes that lie side by side.
   void set_out(const Box& part, const Reads (&reads)[3], const From* plane, int64_t planes, To* tile) const {
     const int64_t row = reads[2].runs * reads[2].length, slice = reads[1].runs * reads[1].length * row;
     const int64_t slots = reads[0].runs * reads[0].length * slice;
+    const bool runs_together = planes == 1;
     int64_t run[3];
     for (run[0] = 0; run[0] < reads[0].runs; ++run[0])
-      for (run[1] = 0; run[1] < reads[1].runs; ++run[1])
-        for (run[2] = 0; run[2] < reads[2].runs; ++run[2]) {
-          Block block{{planes}, {layout_.stride[2]}, {slots, slice, row, 1}};
-          const From* from = plane;
-          To* to = tile;
-          for (int axis = 0; axis < 3; ++axis) {
-            const WindowAxis& window = axes_[axis];
-            const RunPart inside =
-                window.inside(reads[axis].first(window, part.first[axis], run[axis]), reads[axis].length);
-            block.count[1 + axis] = inside.end - inside.begin;
-            block.from_stride[1 + axis] = window.stride * layout_.axis_stride[axis];
-            from += inside.index * layout_.axis_stride[axis];
-            to += (run[axis] * reads[axis].length + inside.begin) * block.to_stride[1 + axis];
-          }
-          if (block.count[1] > 0 && block.count[2] > 0 && block.count[3] > 0) move_(from, to, block);
+      for (run[1] = 0; run[1] < reads[1].runs; ++run[1]) {
+        Block block{{planes}, {layout_.stride[2]}, {slots, slice, row, 1}};
+        const From* from = plane;
+        To* to = tile;
+        for (int axis = 0; axis < 2; ++axis) {
+          const WindowAxis& window = axes_[axis];
+          const RunPart inside =
+              window.inside(reads[axis].first(window, part.first[axis], run[axis]), reads[axis].length);
+          block.count[1 + axis] = inside.end - inside.begin;
+          block.from_stride[1 + axis] = window.stride * layout_.axis_stride[axis];
+          from += inside.index * layout_.axis_stride[axis];
+          to += (run[axis] * reads[axis].length + inside.begin) * block.to_stride[1 + axis];
         }
+        if (block.count[1] <= 0 || block.count[2] <= 0) continue;
+        const WindowAxis& window = axes_[2];
+        block.from_stride[3] = window.stride * layout_.axis_stride[2];
+        const int64_t step = reads[2].step(window);
+        if (runs_together) block.from_stride[0] = step * layout_.axis_stride[2], block.to_stride[0] = reads[2].length;
+        for (run[2] = 0; run[2] < reads[2].runs; run[2] += runs_together ? reads[2].runs : 1)
+          window.for_each_inside(reads[2].first(window, part.first[2], run[2]), step, runs_together ? reads[2].runs : 1,
+                                 reads[2].length, [&](int64_t first, int64_t runs, const RunPart& inside) {
+                                   if (runs_together) block.count[0] = runs;
+                                   block.count[3] = inside.end - inside.begin;
+                                   move_(from + inside.index * layout_.axis_stride[2],
+                                         to + (run[2] + first) * reads[2].length + inside.begin, block);
+                                 });
+      }
   }
 
   // Copies a rectangle of the tile for each tap.
-  void emit(const Box& part, const Reads (&reads)[3], const To* tile, int64_t plane, int64_t target) const {
+  void emit(const Box& part, const Reads (&reads)[3], const To* tile, int64_t plane, int64_t target,
+            Offsets& offsets) const {
     const int64_t row = reads[2].runs * reads[2].length, slice = reads[1].runs * reads[1].length * row;
-    const Block block{{1, part.count[0], part.count[1], part.count[2]},
-                      {0, slice, row, 1},
-                      {0, axes_[1].positions * axes_[2].positions, axes_[2].positions, 1}};
-    To* to = columns_ + plane * taps_ * row_stride_ + target;
-    for (int64_t i = 0; i < axes_[0].kernel; ++i)
-      for (int64_t j = 0; j < axes_[1].kernel; ++j) {
-        const To* from = tile + reads[0].slot(axes_[0], i) * slice + reads[1].slot(axes_[1], j) * row;
-        for (int64_t k = 0; k < axes_[2].kernel; ++k, to += row_stride_)
-          copy_(reinterpret_cast<const Bits*>(from + reads[2].slot(axes_[2], k)), reinterpret_cast<Bits*>(to), block);
+    constexpr int64_t size = sizeof(To);
+    const Rows rows{part.count[2] * size,
+                    {part.count[0], part.count[1]},
+                    {slice * size, row * size},
+                    {axes_[1].positions * axes_[2].positions * size, axes_[2].positions * size}};
+    To* const to = columns_ + plane * taps_ * row_stride_ + target;
+    for (int64_t tap = 0; tap < taps_; tap += Offsets::kMost) {
+      const int64_t count = std::min(Offsets::kMost, taps_ - tap);
+      if (!offsets.valid || taps_ > Offsets::kMost) {
+        for (int64_t i = 0; i < count; ++i) {
+          int64_t index[3];
+          unravel<3>(tap + i, {axes_[0].kernel, axes_[1].kernel, axes_[2].kernel}, index);
+          offsets.bytes[i] = (reads[0].slot(axes_[0], index[0]) * slice + reads[1].slot(axes_[1], index[1]) * row +
+                              reads[2].slot(axes_[2], index[2])) *
+                             size;
+        }
+        offsets.valid = true;
       }
+      copy_rows_(reinterpret_cast<const char*>(tile), offsets.bytes, count,
+                 reinterpret_cast<char*>(to + tap * row_stride_), row_stride_ * size, rows);
+    }
   }
 
   // Without a tile, for windows so wide that none fits: each row of columns is gathered from the image.
@@ -231,7 +265,7 @@ class Unfolder {
   To* columns_;
   int64_t row_stride_, taps_, together_ = 1;
   Move<From, To> move_;
-  Move<Bits, Bits> copy_;
+  CopyRows copy_rows_;
 };
 
 // At a single position taps and positions may change places, so that a row of columns is long: positions of a window of

@@ -21,48 +21,53 @@ UNFOLDCONV_INLINE void copy_chunk(const char* from, char* to) {
   __builtin_memcpy(to, &chunk, Bytes);
 }
 
-// Rows in bytes.
-struct Rows {
-  int64_t bytes, count[2], from_pitch[2], to_pitch[2];
-};
-
 template <class F>
-UNFOLDCONV_INLINE void for_each_row(const char* from, char* to, const Rows& rows, const F& f) {
-  for (int64_t i = 0; i < rows.count[0]; ++i, from += rows.from_pitch[0], to += rows.to_pitch[0]) {
-    const char* from_row = from;
-    char* to_row = to;
-    for (int64_t j = 0; j < rows.count[1]; ++j, from_row += rows.from_pitch[1], to_row += rows.to_pitch[1])
-      f(from_row, to_row);
+UNFOLDCONV_INLINE void for_each_row(const char* from, const int64_t* offset, int64_t taps, char* to, int64_t to_step,
+                                    const Rows& rows, const F& f) {
+  for (int64_t tap = 0; tap < taps; ++tap, to += to_step) {
+    const char* from_slice = from + offset[tap];
+    char* to_slice = to;
+    for (int64_t i = 0; i < rows.count[0]; ++i, from_slice += rows.from_pitch[0], to_slice += rows.to_pitch[0]) {
+      const char* from_row = from_slice;
+      char* to_row = to_slice;
+      for (int64_t j = 0; j < rows.count[1]; ++j, from_row += rows.from_pitch[1], to_row += rows.to_pitch[1])
+        f(from_row, to_row);
+    }
   }
 }
 
 // Rows of Bytes to 2 * Bytes: two copies that overlap.
 template <int Bytes>
-void copy_short_rows(const char* from, char* to, const Rows& rows) {
+void copy_short_rows(const char* from, const int64_t* offset, int64_t taps, char* to, int64_t to_step,
+                     const Rows& rows) {
   const int64_t second = rows.bytes - Bytes;
-  for_each_row(from, to, rows, [second](const char* source, char* target) UNFOLDCONV_INLINE_LAMBDA {
-    copy_chunk<Bytes>(source, target);
-    copy_chunk<Bytes>(source + second, target + second);
-  });
+  for_each_row(from, offset, taps, to, to_step, rows,
+               [second](const char* source, char* target) UNFOLDCONV_INLINE_LAMBDA {
+                 copy_chunk<Bytes>(source, target);
+                 copy_chunk<Bytes>(source + second, target + second);
+               });
 }
 
-void copy_rows(const char* from, char* to, Rows rows) {
+void copy_rows(const char* from, const int64_t* offset, int64_t taps, char* to, int64_t to_step, const Rows& given) {
+  Rows rows = given;
   for (int axis = 1; axis >= 0 && rows.from_pitch[axis] == rows.bytes && rows.to_pitch[axis] == rows.bytes; --axis) {
     rows.bytes *= rows.count[axis];
     rows.count[axis] = 1;
   }
   if (rows.bytes > 128)
-    return for_each_row(from, to, rows, [&rows](const char* source, char* target) UNFOLDCONV_INLINE_LAMBDA {
-      for (int64_t i = 0; i + 64 < rows.bytes; i += 64) copy_chunk<64>(source + i, target + i);
-      copy_chunk<64>(source + rows.bytes - 64, target + rows.bytes - 64);
-    });
-  if (rows.bytes > 64) return copy_short_rows<64>(from, to, rows);
-  if (rows.bytes > 32) return copy_short_rows<32>(from, to, rows);
-  if (rows.bytes > 16) return copy_short_rows<16>(from, to, rows);
-  if (rows.bytes > 8) return copy_short_rows<8>(from, to, rows);
-  if (rows.bytes > 4) return copy_short_rows<4>(from, to, rows);
-  if (rows.bytes > 2) return copy_short_rows<2>(from, to, rows);
-  copy_short_rows<1>(from, to, rows);
+    return for_each_row(from, offset, taps, to, to_step, rows,
+                        [&rows](const char* source, char* target) UNFOLDCONV_INLINE_LAMBDA {
+                          for (int64_t i = 0; i + 64 < rows.bytes; i += 64) copy_chunk<64>(source + i, target + i);
+                          copy_chunk<64>(source + rows.bytes - 64, target + rows.bytes - 64);
+                        });
+  const auto copy = rows.bytes > 64   ? copy_short_rows<64>
+                    : rows.bytes > 32 ? copy_short_rows<32>
+                    : rows.bytes > 16 ? copy_short_rows<16>
+                    : rows.bytes > 8  ? copy_short_rows<8>
+                    : rows.bytes > 4  ? copy_short_rows<4>
+                    : rows.bytes > 2  ? copy_short_rows<2>
+                                      : copy_short_rows<1>;
+  copy(from, offset, taps, to, to_step, rows);
 }
 
 // to[i * ToStep] = from[i * FromStep]; a step of 0 stands for one that is known at run time only.
@@ -117,34 +122,70 @@ UNFOLDCONV_INLINE void transpose(const T* from, int64_t from_step, T* to, int64_
   for (; c < channels; ++c) move_row<0, 1>(from + c, from_step, to + c * to_step, 1, count);
 }
 
+// Two rows whose elements alternate on one side.
+template <class T>
+void move_pairs(const T* from, T* to, const Block& block) {
+  const bool split = block.from_stride[3] == 2;
+  for (int64_t i = 0; i < block.count[1]; ++i)
+    for (int64_t j = 0; j < block.count[2]; ++j) {
+      const T* source = from + i * block.from_stride[1] + j * block.from_stride[2];
+      T* target = to + i * block.to_stride[1] + j * block.to_stride[2];
+      if (split) {
+        T* second = target + block.to_stride[0];
+        for (int64_t x = 0; x < block.count[3]; ++x) {
+          const T even = source[2 * x], odd = source[2 * x + 1];
+          target[x] = even;
+          second[x] = odd;
+        }
+      } else {
+        const T* second = source + block.from_stride[0];
+        for (int64_t x = 0; x < block.count[3]; ++x) {
+          const T even = source[x], odd = second[x];
+          target[2 * x] = even;
+          target[2 * x + 1] = odd;
+        }
+      }
+    }
+}
+
 template <class From, class To>
 void move(const From* from, To* to, const Block& block) {
-  const int64_t from_step = block.from_stride[3], to_step = block.to_stride[3];
+  const int64_t (&count)[4] = block.count;
+  const int64_t (&source)[4] = block.from_stride;
+  const int64_t (&target)[4] = block.to_stride;
   if constexpr (std::is_same_v<From, To>) {
-    if (from_step == 1 && to_step == 1) {
+    if (source[3] == 1 && target[3] == 1) {
       constexpr int64_t size = sizeof(To);
-      const Rows rows{block.count[3] * size,
-                      {block.count[1], block.count[2]},
-                      {block.from_stride[1] * size, block.from_stride[2] * size},
-                      {block.to_stride[1] * size, block.to_stride[2] * size}};
-      for (int64_t c = 0; c < block.count[0]; ++c)
-        copy_rows(reinterpret_cast<const char*>(from + c * block.from_stride[0]),
-                  reinterpret_cast<char*>(to + c * block.to_stride[0]), rows);
+      const Rows rows{count[3] * size,
+                      {count[1], count[2]},
+                      {source[1] * size, source[2] * size},
+                      {target[1] * size, target[2] * size}};
+      const int64_t no_offset = 0;
+      for (int64_t c = 0; c < count[0]; ++c)
+        copy_rows(reinterpret_cast<const char*>(from + c * source[0]), &no_offset, 1,
+                  reinterpret_cast<char*>(to + c * target[0]), 0, rows);
       return;
     }
     if constexpr (sizeof(To) <= 8) {
-      if (block.from_stride[0] == 1 && to_step == 1 && block.count[0] >= 4) {
-        for (int64_t i = 0; i < block.count[1]; ++i)
-          for (int64_t j = 0; j < block.count[2]; ++j)
-            transpose(from + i * block.from_stride[1] + j * block.from_stride[2], from_step,
-                      to + i * block.to_stride[1] + j * block.to_stride[2], block.to_stride[0], block.count[0],
-                      block.count[3]);
+      const bool from_rows = source[0] == 1 && target[3] == 1, to_rows = source[3] == 1 && target[0] == 1;
+      if ((from_rows && source[3] == 2 && count[0] == 2) || (to_rows && target[3] == 2 && count[0] == 2))
+        return move_pairs(from, to, block);
+      if ((from_rows || to_rows) && count[0] >= 4) {
+        for (int64_t i = 0; i < count[1]; ++i)
+          for (int64_t j = 0; j < count[2]; ++j) {
+            const From* a = from + i * source[1] + j * source[2];
+            To* b = to + i * target[1] + j * target[2];
+            if (from_rows)
+              transpose(a, source[3], b, target[0], count[0], count[3]);
+            else
+              transpose(a, source[0], b, target[3], count[3], count[0]);
+          }
         return;
       }
     }
-    if (to_step == 1 && from_step == 2) return move_rows<2, 1>(from, to, block);
+    if (target[3] == 1 && source[3] == 2) return move_rows<2, 1>(from, to, block);
   } else {
-    if (from_step == 1 && to_step == 1) return move_rows<1, 1>(from, to, block);
+    if (source[3] == 1 && target[3] == 1) return move_rows<1, 1>(from, to, block);
   }
   move_rows<0, 0>(from, to, block);
 }
@@ -158,6 +199,11 @@ UNFOLDCONV_INLINE Vector<Accumulator<T>> load_wide(const T* from) {
   else
     return widen(from);
 }
+
+template <int Bytes>
+using LaneOf =
+    std::conditional_t<Bytes == 1, uint8_t,
+                       std::conditional_t<Bytes == 2, uint16_t, std::conditional_t<Bytes == 4, uint32_t, uint64_t>>>;
 
 // to += from or, of bool, to |= from.
 template <bool Or, class T>
@@ -195,21 +241,73 @@ void add(const T* from, const T* from_end, Accumulator<T>* to, const Block& bloc
   }
 }
 
+template <bool Or, class T>
+void sum(const T* columns, const Term* terms, int64_t count, int64_t pitch, Accumulator<T>* to, int64_t to_pitch,
+         int64_t rows, bool start) {
+  using Sum = Accumulator<T>;
+  using Lane = LaneOf<sizeof(Sum)>;
+  constexpr int lanes = kLanes<Sum>;
+  Vector<Lane> lane, in_term[kMostTerms];
+  for (int i = 0; i < lanes; ++i) lane[i] = static_cast<Lane>(i);
+  for (int64_t t = 0; t < count; ++t)
+    in_term[t] = (Vector<Lane>)(lane >= static_cast<Lane>(terms[t].first)) &
+                 (Vector<Lane>)(lane < static_cast<Lane>(terms[t].end));
+  for (int64_t row = 0; row < rows; ++row, columns += pitch, to += to_pitch) {
+    Vector<Sum> total{};
+    if (!start) total = load(to);
+    for (int64_t t = 0; t < count; ++t) {
+      if (row < terms[t].first_row || row >= terms[t].end_row) continue;
+      const auto value = (Vector<Sum>)((Vector<Lane>)load_wide(columns + terms[t].from) & in_term[t]);
+      if constexpr (Or)
+        total |= value;
+      else
+        total += value;
+    }
+    store(to, total);
+  }
+}
+
+void sum_bool(const Bool* columns, const Term* terms, int64_t count, int64_t pitch, Bool* to, int64_t to_pitch,
+              int64_t rows, bool start) {
+  sum<true>(reinterpret_cast<const uint8_t*>(columns), terms, count, pitch, reinterpret_cast<uint8_t*>(to), to_pitch,
+            rows, start);
+}
+
 void add_bool(const Bool* from, const Bool* from_end, Bool* to, const Block& block) {
   add<true>(reinterpret_cast<const uint8_t*>(from), reinterpret_cast<const uint8_t*>(from_end),
             reinterpret_cast<uint8_t*>(to), block);
 }
 
 PatchKernels patch_kernels() {
-  return {move<uint8_t, uint8_t>,   move<uint16_t, uint16_t>,
-          move<uint32_t, uint32_t>, move<uint64_t, uint64_t>,
-          move<Bytes16, Bytes16>,   move<Half, float>,
-          move<BFloat16, float>,    move<float, Half>,
-          move<float, BFloat16>,    add_bool,
-          add<false, uint8_t>,      add<false, uint16_t>,
-          add<false, uint32_t>,     add<false, uint64_t>,
-          add<false, Half>,         add<false, BFloat16>,
-          add<false, float>,        add<false, double>};
+  return {kVectorBytes,
+          copy_rows,
+          move<uint8_t, uint8_t>,
+          move<uint16_t, uint16_t>,
+          move<uint32_t, uint32_t>,
+          move<uint64_t, uint64_t>,
+          move<Bytes16, Bytes16>,
+          move<Half, float>,
+          move<BFloat16, float>,
+          move<float, Half>,
+          move<float, BFloat16>,
+          add_bool,
+          add<false, uint8_t>,
+          add<false, uint16_t>,
+          add<false, uint32_t>,
+          add<false, uint64_t>,
+          add<false, Half>,
+          add<false, BFloat16>,
+          add<false, float>,
+          add<false, double>,
+          sum_bool,
+          sum<false, uint8_t>,
+          sum<false, uint16_t>,
+          sum<false, uint32_t>,
+          sum<false, uint64_t>,
+          sum<false, Half>,
+          sum<false, BFloat16>,
+          sum<false, float>,
+          sum<false, double>};
 }
 
 }  // namespace

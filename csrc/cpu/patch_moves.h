@@ -54,4 +54,27 @@ Add<T> add_kernel() {
     return patches.add_double;
 }
 
+template <class T>
+Sum<T> sum_kernel() {
+  const PatchKernels& patches = kernels().patches;
+  if constexpr (std::is_same_v<T, Bool>)
+    return patches.sum_bool;
+  else if constexpr (std::is_same_v<T, uint8_t>)
+    return patches.sum_1;
+  else if constexpr (std::is_same_v<T, uint16_t>)
+    return patches.sum_2;
+  else if constexpr (std::is_same_v<T, uint32_t>)
+    return patches.sum_4;
+  else if constexpr (std::is_same_v<T, uint64_t>)
+    return patches.sum_8;
+  else if constexpr (std::is_same_v<T, Half>)
+    return patches.sum_half;
+  else if constexpr (std::is_same_v<T, BFloat16>)
+    return patches.sum_bfloat16;
+  else if constexpr (std::is_same_v<T, float>)
+    return patches.sum_float;
+  else
+    return patches.sum_double;
+}
+
 }  // namespace unfoldconv::cpu

@@ -64,6 +64,23 @@ class WindowAxis {
     return {begin, end, first + begin * stride};
   }
 
+  // The same of several runs, the first elements of which are `step` apart: f(run, runs, part) for parts that lie alike
+  // in `runs` runs from `run` on. Nearly all lies in one such part.
+  template <class F>
+  void for_each_inside(int64_t first, int64_t step, int64_t runs, int64_t count, const F& f) const {
+    RunPart common = inside(first, count);
+    common.end = std::max(common.begin, inside(first + (runs - 1) * step, count).end);
+    if (common.begin < common.end) f(int64_t{0}, runs, common);
+    for (int64_t run = 0; run < runs; ++run) {
+      const RunPart own = inside(first + run * step, count);
+      const auto piece = [&](int64_t begin, int64_t end) {
+        if (begin < end) f(run, int64_t{1}, RunPart{begin, end, first + run * step + begin * stride});
+      };
+      piece(own.begin, std::min(own.end, common.begin));
+      piece(std::max(own.begin, common.end), own.end);
+    }
+  }
+
  private:
   // x with x * number = 1 modulo `modulus`, to which `number` is prime.
   static int64_t inverse(int64_t number, int64_t modulus) {
