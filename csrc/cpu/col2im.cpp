@@ -48,6 +48,26 @@ class Folder {
   using Total = Accumulator<T>;
   using Part = typename PartOf<T>::type;
   using PartSum = Accumulator<Part>;
+  // The positions of a tap that read a tile, along one axis: `count` from `position`, into sums from `slot`.
+  struct Rectangle {
+    int64_t position, count, slot;
+    bool meets(const WindowAxis& axis, int64_t first, int64_t length, int64_t offset) {
+      position = std::max<int64_t>(0, first - offset);
+      count = std::min(axis.positions, first + length - offset) - position;
+      slot = position + offset - first;
+      return count > 0;
+    }
+  };
+
+  // The terms of a tile whose rows fit a vector, so that the sums of one can stay in a register: a segment for each
+  // slice of each run. They are the same for every plane. Not usable if the rows do not fit, or the terms are too many.
+  struct Plan {
+    static constexpr int64_t kMostSegments = 64, kTerms = 128;
+    Term terms[kTerms];
+    int64_t end[kMostSegments];
+    bool usable;
+  };
+
   static constexpr int64_t kParts = sizeof(T) / sizeof(Part);
   static constexpr int64_t kGap =
       64 / sizeof(PartSum);  // between rows of sums: a vector that is added reaches no other
@@ -83,6 +103,8 @@ class Folder {
     const int64_t tile_numel = Geometry<3>::product(tiles);
     const int64_t item_bytes = Geometry<3>::product(tile) * taps_ * sizeof(T);
     parallel_over(planes_ * tile_numel, item_bytes, [&](int64_t begin, int64_t end) {
+      Plan plan;
+      int64_t planned = -1;
       for (int64_t item = begin; item < end; ++item) {
         int64_t index[3], from[3], length[3];
         unravel<3>(item % tile_numel, tiles, index);
@@ -90,7 +112,8 @@ class Folder {
           from[axis] = first[axis] + index[axis] * tile[axis];
           length[axis] = std::min(tile[axis], first[axis] + count[axis] - from[axis]);
         }
-        fold_tile(item / tile_numel, from, length);
+        if (std::exchange(planned, item % tile_numel) != item % tile_numel) make_plan(from, length, plan);
+        fold_tile(item / tile_numel, from, length, plan);
       }
     });
   }
@@ -112,7 +135,7 @@ class Folder {
   }
 
   // Writes what has the quotients [first, first + count) of a plane.
-  void fold_tile(int64_t plane, const int64_t (&first)[3], const int64_t (&count)[3]) const {
+  void fold_tile(int64_t plane, const int64_t (&first)[3], const int64_t (&count)[3], const Plan& plan) const {
     const T* const columns = columns_ + plane / channels_ * stride_[0] + plane % channels_ * taps_ * stride_[1];
     T* const image = image_ + plane * axes_[0].image * axes_[1].image * axes_[2].image;
     bool all_residues = true;
@@ -121,23 +144,28 @@ class Folder {
     alignas(64) unsigned char buffer[kTileBytes + kAddSlack * sizeof(Total)];
     Total* const sums = reinterpret_cast<Total*>(buffer);
     const int64_t run_numel = count[0] * count[1] * (count[2] + kGap);
-    const bool narrow = is_narrow(plane, columns, count[2]);
+    const bool summed = plan.usable && vectors_are_inside(plane);
+    int64_t segment = 0;
+    for_each_runs([&](const int64_t (&run)[3], int64_t runs) {
+      if (!summed) std::memset(buffer, 0, runs * run_numel * sizeof(Total));
+      for (int64_t i = 0; i < runs; ++i) {
+        if (summed)
+          sum_taps(columns, plan, segment, count, sums + i * run_numel);
+        else
+          add_taps(columns, {run[0], run[1], run[2] + i}, first, count, sums + i * run_numel);
+      }
+      write(run, runs, first, count, sums, image);
+    });
+  }
+
+  // f(run, runs) for `runs` residues of the last axis from run[2] on and one of each other axis, for all of them.
+  template <class F>
+  void for_each_runs(const F& f) const {
     int64_t run[3];
     for (run[0] = 0; run[0] < axes_[0].residues(); ++run[0])
       for (run[1] = 0; run[1] < axes_[1].residues(); ++run[1])
-        for (int64_t from = 0; from < axes_[2].residues(); from += runs_together()) {
-          const int64_t runs = std::min(runs_together(), axes_[2].residues() - from);
-          if (!narrow) std::memset(buffer, 0, runs * run_numel * sizeof(Total));
-          for (int64_t i = 0; i < runs; ++i) {
-            run[2] = from + i;
-            if (narrow)
-              sum_taps(columns, run, first, count, sums + i * run_numel);
-            else
-              add_taps(columns, run, first, count, sums + i * run_numel);
-          }
-          run[2] = from;
-          write(run, runs, first, count, sums, image);
-        }
+        for (run[2] = 0; run[2] < axes_[2].residues(); run[2] += runs_together())
+          f(run, std::min(runs_together(), axes_[2].residues() - run[2]));
   }
 
   // f(tap, along) for each tap of a run that meets the tile, in order.
@@ -167,54 +195,51 @@ class Folder {
     });
   }
 
-  // Whether rows of the tile fit a vector, so that the sums of one can stay in a register, and vectors that reach
-  // beyond what a tap adds lie within the columns.
-  bool is_narrow(int64_t plane, const T* columns, int64_t length) const {
-    if (stride_[2] != 1 || length * kParts > lanes_) return false;
+  void make_plan(const int64_t (&first)[3], const int64_t (&count)[3], Plan& plan) const {
+    const int64_t segments = axes_[0].residues() * axes_[1].residues() * axes_[2].residues();
+    plan.usable = stride_[2] == 1 && count[2] * kParts <= lanes_ && segments <= Plan::kMostSegments / count[0] &&
+                  taps_ <= Plan::kTerms / count[0];
+    if (!plan.usable) return;
+    const int64_t pitch[2] = {axes_[1].positions * axes_[2].positions, axes_[2].positions};
+    int64_t found = 0, segment = 0;
+    for_each_runs([&](const int64_t (&run)[3], int64_t runs) {
+      for (int64_t i = 0; i < runs; ++i)
+        for (int64_t slice = 0; slice < count[0]; ++slice) {
+          for_each_tap({run[0], run[1], run[2] + i}, first, count, [&](int64_t tap, const Rectangle(&along)[3]) {
+            const auto& [x, y, z] = along;
+            if (slice < x.slot || slice >= x.slot + x.count) return;
+            const int64_t from = tap * stride_[1] + (x.position + slice - x.slot) * pitch[0] +
+                                 (y.position - y.slot) * pitch[1] + z.position - z.slot;
+            const auto narrow = [](int64_t number) { return static_cast<int32_t>(number); };
+            plan.terms[found++] = {from * kParts, narrow(y.slot), narrow(y.slot + y.count), narrow(z.slot * kParts),
+                                   narrow((z.slot + z.count) * kParts)};
+          });
+          plan.end[segment++] = found;
+        }
+    });
+  }
+
+  // Whether a vector that begins before what a plan adds of a plane, or ends after it, still lies in the columns.
+  bool vectors_are_inside(int64_t plane) const {
     const int64_t before = plane / channels_ * stride_[0] + plane % channels_ * taps_ * stride_[1];
-    const int64_t last = (planes_ / channels_ - 1) * stride_[0] + (channels_ * taps_ - 1) * stride_[1];
-    const int64_t after = last - before - (taps_ - 1) * stride_[1];
-    return before * kParts >= lanes_ && after * kParts >= lanes_;
+    const int64_t all = (planes_ / channels_ - 1) * stride_[0] + (channels_ - 1) * taps_ * stride_[1];
+    return before * kParts >= lanes_ && (all - before) * kParts >= lanes_;
   }
 
-  // add_taps for a narrow tile.
-  void sum_taps(const T* columns, const int64_t (&run)[3], const int64_t (&first)[3], const int64_t (&count)[3],
-                Total* sums) const {
+  // add_taps by the plan, for the next run of it.
+  void sum_taps(const T* columns, const Plan& plan, int64_t& segment, const int64_t (&count)[3], Total* sums) const {
     const int64_t row = (count[2] + kGap) * kParts;
-    const int64_t pitch[2] = {axes_[1].positions * axes_[2].positions * kParts, axes_[2].positions * kParts};
-    for (int64_t slice = 0; slice < count[0]; ++slice) {
-      Term terms[kMostTerms];
-      int64_t found = 0;
-      bool start = true;
-      PartSum* const to = parts(sums) + slice * count[1] * row;
-      const auto flush = [&] {
-        sum_(parts(columns), terms, found, pitch[1], to, row, count[1], std::exchange(start, false));
-        found = 0;
-      };
-      for_each_tap(run, first, count, [&](int64_t tap, const Rectangle(&along)[3]) {
-        if (slice < along[0].slot || slice >= along[0].slot + along[0].count) return;
-        if (found == kMostTerms) flush();
-        terms[found++] = {tap * stride_[1] * kParts + (along[0].position + slice - along[0].slot) * pitch[0] +
-                              (along[1].position - along[1].slot) * pitch[1] +
-                              (along[2].position - along[2].slot) * kParts,
-                          static_cast<int32_t>(along[1].slot), static_cast<int32_t>(along[1].slot + along[1].count),
-                          static_cast<int32_t>(along[2].slot * kParts),
-                          static_cast<int32_t>((along[2].slot + along[2].count) * kParts)};
-      });
-      flush();
+    for (int64_t slice = 0; slice < count[0]; ++slice, ++segment) {
+      const int64_t begin = segment == 0 ? 0 : plan.end[segment - 1];
+      int64_t from = begin;
+      do {
+        const int64_t terms = std::min(kMostTerms, plan.end[segment] - from);
+        sum_(parts(columns), plan.terms + from, terms, axes_[2].positions * kParts,
+             parts(sums) + slice * count[1] * row, row, count[1], from == begin);
+        from += terms;
+      } while (from < plan.end[segment]);
     }
   }
-
-  // The positions of a tap that read a tile, along one axis: `count` from `position`, into sums from `slot`.
-  struct Rectangle {
-    int64_t position, count, slot;
-    bool meets(const WindowAxis& axis, int64_t first, int64_t length, int64_t offset) {
-      position = std::max<int64_t>(0, first - offset);
-      count = std::min(axis.positions, first + length - offset) - position;
-      slot = position + offset - first;
-      return count > 0;
-    }
-  };
 
   void add_tap(const T* columns, const T* end, const Rectangle (&along)[3], const int64_t (&tile)[3],
                Total* sums) const {
@@ -280,6 +305,10 @@ class Folder {
       end[axis] = std::min(window.image, (first[axis] + count[axis]) * window.stride - window.padding_low);
     }
     if (begin[2] >= end[2]) return;
+    if (begin[2] == 0 && end[2] == axes_[2].image) {  // whole rows are one
+      begin[2] = begin[1] * axes_[2].image, end[2] = std::max(begin[1], end[1]) * axes_[2].image;
+      begin[1] = 0, end[1] = 1;
+    }
     for (int64_t i = begin[0]; i < end[0]; ++i)
       for (int64_t j = begin[1]; j < end[1]; ++j)
         std::memset(static_cast<void*>(image + (i * axes_[1].image + j) * axes_[2].image + begin[2]), 0,

@@ -24,6 +24,7 @@ namespace {
 
 constexpr int64_t kTileBytes = 32 * 1024;  // on the stack, and at home in the first-level cache
 constexpr int64_t kPlanesTogether = 64;    // bytes of channels_last that one tile takes: a cache line
+constexpr int64_t kFewChannels = 4;
 
 struct Box {
   int64_t first[3], count[3];
@@ -84,8 +85,8 @@ class Unfolder {
         taps_(geometry.tap_numel()),
         move_(move_kernel<From, To>()),
         copy_rows_(kernels().patches.copy_rows) {
-    // Where channels lie side by side, every cache line holds elements of many planes.
-    if (layout.stride[2] == 1 && layout.axis_stride[2] != 1)
+    // Where channels lie side by side, every cache line holds elements of many planes. A few fill no vector.
+    if (layout.stride[2] == 1 && layout.axis_stride[2] != 1 && layout.count[2] >= kFewChannels)
       together_ = std::clamp<int64_t>(kPlanesTogether / sizeof(From), 1, layout.count[2]);
   }
 

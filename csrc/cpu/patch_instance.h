@@ -106,46 +106,62 @@ void move_rows(const From* from, To* to, const Block& block) {
       }
 }
 
-// Rows of channels become rows of space: to[c * to_step + x] = from[x * from_step + c], a square at a time.
-template <class T>
-UNFOLDCONV_INLINE void transpose(const T* from, int64_t from_step, T* to, int64_t to_step, int64_t channels,
-                                 int64_t count) {
-  constexpr int side = 32 / sizeof(T) < 8 ? 4 : sizeof(T) < 4 ? 16 : 8;
-  int64_t c = 0;
-  for (; c + side <= channels; c += side) {
-    int64_t x = 0;
-    for (; x + side <= count; x += side)
-      transpose_square<side>(from + x * from_step + c, from_step, to + c * to_step + x, to_step);
-    for (; x < count; ++x)
-      for (int i = 0; i < side; ++i) to[(c + i) * to_step + x] = from[x * from_step + c + i];
+// to[c * to_step + x] = from[x * from_step + c], a square at a time. The last squares overlap those before them.
+template <int Side, class T>
+void transpose_squares(const T* from, int64_t from_step, T* to, int64_t to_step, int64_t rows, int64_t count) {
+  for (int64_t c = 0; c < rows; c += Side) {
+    if (c > rows - Side) c = rows - Side;
+    for (int64_t x = 0; x < count; x += Side) {
+      if (x > count - Side) x = count - Side;
+      transpose_square<Side>(from + x * from_step + c, from_step, to + c * to_step + x, to_step);
+    }
   }
-  for (; c < channels; ++c) move_row<0, 1>(from + c, from_step, to + c * to_step, 1, count);
 }
 
-// Two rows whose elements alternate on one side.
 template <class T>
+void transpose(const T* from, int64_t from_step, T* to, int64_t to_step, int64_t rows, int64_t count) {
+  constexpr int wanted = sizeof(T) < 4 ? 16 : 8, side = wanted < kLanes<T> ? wanted : kLanes<T>;
+  const int64_t least = rows < count ? rows : count;
+  if (least >= side) return transpose_squares<side>(from, from_step, to, to_step, rows, count);
+  if constexpr (side > 8)
+    if (least >= 8) return transpose_squares<8>(from, from_step, to, to_step, rows, count);
+  if constexpr (side > 4)
+    if (least >= 4) return transpose_squares<4>(from, from_step, to, to_step, rows, count);
+  for (int64_t c = 0; c < rows; ++c) move_row<0, 1>(from + c, from_step, to + c * to_step, 1, count);
+}
+
+// Two rows whose elements alternate on one side, of Count elements or more: the last ones overlap those before them.
+template <int Count, class T>
 void move_pairs(const T* from, T* to, const Block& block) {
   const bool split = block.from_stride[3] == 2;
+  const int64_t last = block.count[3] - Count;
   for (int64_t i = 0; i < block.count[1]; ++i)
     for (int64_t j = 0; j < block.count[2]; ++j) {
       const T* source = from + i * block.from_stride[1] + j * block.from_stride[2];
       T* target = to + i * block.to_stride[1] + j * block.to_stride[2];
-      if (split) {
-        T* second = target + block.to_stride[0];
-        for (int64_t x = 0; x < block.count[3]; ++x) {
-          const T even = source[2 * x], odd = source[2 * x + 1];
-          target[x] = even;
-          second[x] = odd;
-        }
-      } else {
-        const T* second = source + block.from_stride[0];
-        for (int64_t x = 0; x < block.count[3]; ++x) {
-          const T even = source[x], odd = second[x];
-          target[2 * x] = even;
-          target[2 * x + 1] = odd;
-        }
+      for (int64_t x = 0;; x = x + Count < last ? x + Count : last) {
+        if (split)
+          unzip<Count>(source + 2 * x, target + x, target + block.to_stride[0] + x);
+        else
+          zip<Count>(source + x, source + block.from_stride[0] + x, target + 2 * x);
+        if (x == last) break;
       }
     }
+}
+
+template <class T>
+void move_pairs_of_any_length(const T* from, T* to, const Block& block) {
+  const int64_t count = block.count[3];
+  if constexpr (kLanes<T> >= 32)
+    if (count >= 32) return move_pairs<32>(from, to, block);
+  if constexpr (kLanes<T> >= 16)
+    if (count >= 16) return move_pairs<16>(from, to, block);
+  if constexpr (kLanes<T> >= 8)
+    if (count >= 8) return move_pairs<8>(from, to, block);
+  if constexpr (kLanes<T> >= 4)
+    if (count >= 4) return move_pairs<4>(from, to, block);
+  if (count >= 2) return move_pairs<2>(from, to, block);
+  move_pairs<1>(from, to, block);
 }
 
 template <class From, class To>
@@ -169,16 +185,16 @@ void move(const From* from, To* to, const Block& block) {
     if constexpr (sizeof(To) <= 8) {
       const bool from_rows = source[0] == 1 && target[3] == 1, to_rows = source[3] == 1 && target[0] == 1;
       if ((from_rows && source[3] == 2 && count[0] == 2) || (to_rows && target[3] == 2 && count[0] == 2))
-        return move_pairs(from, to, block);
+        return move_pairs_of_any_length(from, to, block);
       if ((from_rows || to_rows) && count[0] >= 4) {
         for (int64_t i = 0; i < count[1]; ++i)
           for (int64_t j = 0; j < count[2]; ++j) {
-            const From* a = from + i * source[1] + j * source[2];
-            To* b = to + i * target[1] + j * target[2];
+            const From* block_from = from + i * source[1] + j * source[2];
+            To* block_to = to + i * target[1] + j * target[2];
             if (from_rows)
-              transpose(a, source[3], b, target[0], count[0], count[3]);
+              transpose(block_from, source[3], block_to, target[0], count[0], count[3]);
             else
-              transpose(a, source[0], b, target[3], count[3], count[0]);
+              transpose(block_from, source[0], block_to, target[3], count[3], count[0]);
           }
         return;
       }
@@ -199,11 +215,6 @@ UNFOLDCONV_INLINE Vector<Accumulator<T>> load_wide(const T* from) {
   else
     return widen(from);
 }
-
-template <int Bytes>
-using LaneOf =
-    std::conditional_t<Bytes == 1, uint8_t,
-                       std::conditional_t<Bytes == 2, uint16_t, std::conditional_t<Bytes == 4, uint32_t, uint64_t>>>;
 
 // to += from or, of bool, to |= from.
 template <bool Or, class T>
@@ -245,7 +256,7 @@ template <bool Or, class T>
 void sum(const T* columns, const Term* terms, int64_t count, int64_t pitch, Accumulator<T>* to, int64_t to_pitch,
          int64_t rows, bool start) {
   using Sum = Accumulator<T>;
-  using Lane = LaneOf<sizeof(Sum)>;
+  using Lane = UnsignedOf<sizeof(Sum)>;
   constexpr int lanes = kLanes<Sum>;
   Vector<Lane> lane, in_term[kMostTerms];
   for (int i = 0; i < lanes; ++i) lane[i] = static_cast<Lane>(i);

@@ -159,39 +159,89 @@ UNFOLDCONV_INLINE void narrow(Vector<float> value, Half* to) {
 #endif
 }
 
+// An unsigned integer of so many bytes.
+template <int Bytes>
+using UnsignedOf =
+    std::conditional_t<Bytes == 1, uint8_t,
+                       std::conditional_t<Bytes == 2, uint16_t, std::conditional_t<Bytes == 4, uint32_t, uint64_t>>>;
+
+// Count elements of T and as many indices, for shuffles of two vectors: index i is element i of both in a row.
+template <class T, int Count>
+struct Shuffle {
+  typedef T Values __attribute__((vector_size(Count * sizeof(T))));
+  typedef UnsignedOf<sizeof(T)> Indices __attribute__((vector_size(Count * sizeof(T))));
+
+  static UNFOLDCONV_INLINE Values load(const T* from) {
+    Values result;
+    __builtin_memcpy(&result, from, sizeof result);
+    return result;
+  }
+  static UNFOLDCONV_INLINE void store(T* to, const Values& values) { __builtin_memcpy(to, &values, sizeof values); }
+  static UNFOLDCONV_INLINE Values shuffled(const Values& a, const Values& b, const Indices& indices) {
+#ifdef __clang__
+    Values result;
+    for (int i = 0; i < Count; ++i) result[i] = indices[i] < Count ? a[indices[i]] : b[indices[i] - Count];
+    return result;
+#else
+    return __builtin_shuffle(a, b, indices);
+#endif
+  }
+  // Alternately an element of a and one of b, from `first` on.
+  static UNFOLDCONV_INLINE Values zipped(const Values& a, const Values& b, int first) {
+    Indices indices{};
+    for (int i = 0; i < Count; ++i) indices[i] = first + i / 2 + i % 2 * Count;
+    return shuffled(a, b, indices);
+  }
+  // Every second element of a and then of b, from `first` on.
+  static UNFOLDCONV_INLINE Values unzipped(const Values& a, const Values& b, int first) {
+    Indices indices{};
+    for (int i = 0; i < Count; ++i) indices[i] = first + 2 * i;
+    return shuffled(a, b, indices);
+  }
+};
+
+// to = even[0], odd[0], even[1], odd[1], ... of Count elements each, and back.
+template <int Count, class T>
+UNFOLDCONV_INLINE void zip(const T* even, const T* odd, T* to) {
+  using S = Shuffle<T, Count>;
+  if constexpr (Count == 1) {
+    const T first = *even, second = *odd;
+    to[0] = first, to[1] = second;
+  } else {
+    const auto a = S::load(even), b = S::load(odd);
+    S::store(to, S::zipped(a, b, 0));
+    S::store(to + Count, S::zipped(a, b, Count / 2));
+  }
+}
+template <int Count, class T>
+UNFOLDCONV_INLINE void unzip(const T* from, T* even, T* odd) {
+  using S = Shuffle<T, Count>;
+  if constexpr (Count == 1) {
+    *even = from[0], *odd = from[1];
+  } else {
+    const auto a = S::load(from), b = S::load(from + Count);
+    S::store(even, S::unzipped(a, b, 0));
+    S::store(odd, S::unzipped(a, b, 1));
+  }
+}
+
 // to[i * to_step + j] = from[j * from_step + i] for i, j < Side, a power of 2.
 template <int Side, class T>
 UNFOLDCONV_INLINE void transpose_square(const T* from, int64_t from_step, T* to, int64_t to_step) {
-  typedef T Row __attribute__((vector_size(Side * sizeof(T))));
-  using Index = std::conditional_t<
-      sizeof(T) == 1, uint8_t,
-      std::conditional_t<sizeof(T) == 2, uint16_t, std::conditional_t<sizeof(T) == 4, uint32_t, uint64_t>>>;
-  typedef Index Indices __attribute__((vector_size(Side * sizeof(T))));
-  Indices low, high;  // the halves of two rows, zipped
-  for (int i = 0; i < Side; ++i) {
-    low[i] = i / 2 + i % 2 * Side;
-    high[i] = low[i] + Side / 2;
-  }
-  Row rows[Side], zipped[Side];
-  for (int i = 0; i < Side; ++i) __builtin_memcpy(&rows[i], from + i * from_step, sizeof(Row));
+  using S = Shuffle<T, Side>;
+  typename S::Values rows[Side], zipped[Side];
+  for (int i = 0; i < Side; ++i) rows[i] = S::load(from + i * from_step);
 #pragma GCC unroll 8
   for (int zips = 1; zips < Side; zips *= 2) {
 #pragma GCC unroll 16
     for (int i = 0; i < Side / 2; ++i) {
-#ifdef __clang__
-      for (int lane = 0; lane < Side; ++lane) {
-        zipped[2 * i][lane] = lane % 2 ? rows[i + Side / 2][lane / 2] : rows[i][lane / 2];
-        zipped[2 * i + 1][lane] = lane % 2 ? rows[i + Side / 2][Side / 2 + lane / 2] : rows[i][Side / 2 + lane / 2];
-      }
-#else
-      zipped[2 * i] = __builtin_shuffle(rows[i], rows[i + Side / 2], low);
-      zipped[2 * i + 1] = __builtin_shuffle(rows[i], rows[i + Side / 2], high);
-#endif
+      zipped[2 * i] = S::zipped(rows[i], rows[i + Side / 2], 0);
+      zipped[2 * i + 1] = S::zipped(rows[i], rows[i + Side / 2], Side / 2);
     }
 #pragma GCC unroll 16
     for (int i = 0; i < Side; ++i) rows[i] = zipped[i];
   }
-  for (int i = 0; i < Side; ++i) __builtin_memcpy(to + i * to_step, &rows[i], sizeof(Row));
+  for (int i = 0; i < Side; ++i) S::store(to + i * to_step, rows[i]);
 }
 
 }  // namespace

@@ -52,8 +52,8 @@ class WindowAxis {
   int64_t offset_of(int64_t tap) const { return tap * dilation / stride; }
 
   TapsOfRun taps_of(int64_t run) const {
-    const int64_t first =
-        kernel < period_ ? run : static_cast<int64_t>(static_cast<unsigned __int128>(run) * inverse_ % period_);
+    if (kernel < period_ || inverse_ == 1) return {run, period_, offset_of(run), dilation / spacing_};
+    const auto first = static_cast<int64_t>(static_cast<unsigned __int128>(run) * inverse_ % period_);
     return {first, period_, offset_of(first), dilation / spacing_};
   }
 
