@@ -269,8 +269,8 @@ class Folder {
   }
 
   // Moves the sums of `runs` residues of the last axis to the image.
-  void write(const int64_t (&run)[3], int64_t runs, const int64_t (&first)[3], const int64_t (&count)[3],
-             const Total* sums, T* image) const {
+  void write(const int64_t (&run)[3], int64_t runs, const int64_t (&first)[3], const int64_t (&count)[3], Total* sums,
+             T* image) const {
     const int64_t row = count[2] + kGap;
     Block block{{1}, {count[0] * count[1] * row, count[1] * row, row, 1}, {1}};
     int64_t step = axes_[2].image;
@@ -287,13 +287,28 @@ class Folder {
     if (block.count[1] <= 0 || block.count[2] <= 0) return;
     const WindowAxis& window = axes_[2];
     block.to_stride[3] = window.stride;
-    window.for_each_inside(first[2] * window.stride + window.residue(run[2]) - window.padding_low, 1, runs, count[2],
-                           [&](int64_t from, int64_t together, const RunPart& inside) {
-                             block.count[0] = together;
-                             block.count[3] = inside.end - inside.begin;
-                             move_(reinterpret_cast<const Moved*>(sums + from * block.from_stride[0] + inside.begin),
-                                   reinterpret_cast<Target*>(image + inside.index), block);
-                           });
+    const int64_t first_index = first[2] * window.stride + window.residue(run[2]) - window.padding_low;
+    const auto move_all = [&](auto move, auto* from, auto* to) {
+      window.for_each_inside(first_index, 1, runs, count[2], [&](int64_t i, int64_t together, const RunPart& inside) {
+        block.count[0] = together;
+        block.count[3] = inside.end - inside.begin;
+        move(from + i * block.from_stride[0] + inside.begin, to + inside.index, block);
+      });
+    };
+    if constexpr (!std::is_same_v<T, Total>) {
+      if (window.stride > 1) {  // rounded where they lie, so that only bytes are rearranged
+        T* const rounded = reinterpret_cast<T*>(sums);
+        Block rows{{runs, block.count[1], block.count[2], count[2]}, {}, {}};
+        for (int axis = 0; axis < 4; ++axis) {
+          rows.from_stride[axis] = block.from_stride[axis];
+          if (axis < 3) block.from_stride[axis] *= sizeof(Total) / sizeof(T);
+          rows.to_stride[axis] = block.from_stride[axis];
+        }
+        move_(sums, rounded, rows);
+        return move_all(gather_, reinterpret_cast<const Bits<T>*>(rounded), reinterpret_cast<Bits<T>*>(image));
+      }
+    }
+    move_all(move_, reinterpret_cast<const Moved*>(sums), reinterpret_cast<Target*>(image));
   }
 
   // Elements that no tap reads are 0.
