@@ -54,7 +54,9 @@ def add_options(parser: argparse.ArgumentParser, passes: Sequence[str], defaults
     parser.set_defaults(usual_names=defaults.names)
     add_list("--family", "families", (), [], "only families whose name contains one of these")
     parser.add_argument("--layers-file", type=Path, default=LAYERS_FILE, metavar="FILE", help="layers to measure")
-    parser.add_argument("--seconds", type=_positive(float), default=defaults.seconds, help="time to aim at (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=_positive(float), default=defaults.seconds, help="time to aim at (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=_positive(int), default=30, help="rounds at most (default: %(default)s)")
     parser.add_argument("--threads", type=_positive(int), help="CPU threads (default: torch's)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")

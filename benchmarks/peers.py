@@ -48,7 +48,7 @@ def _never(case: Case) -> str | None:
 
 
 def _prepare_ours(case: Case, operands: Operands) -> Thunk:
-    import unfoldconv  # noqa: F401  registers the ops
+    import unfoldconv as uc
 
     ops = torch.ops.unfoldconv
     p = case.problem
@@ -59,8 +59,8 @@ def _prepare_ours(case: Case, operands: Operands) -> Thunk:
         "forward": lambda: ops.conv.default(x, w, None, *geometry, p.groups),
         "grad_input": lambda: ops.conv_input_grad.default(dy, w, None, size, *geometry, p.groups),
         "grad_weight": lambda: ops.conv_weight_grad.default(dy, x, kernel, *geometry, p.groups),
-        "unfold": lambda: ops.im2col.default(x, kernel, *geometry),
-        "fold": lambda: ops.col2im.default(columns, size, kernel, *geometry),
+        "unfold": lambda: uc.unfold(x, p.kernel_size, p.dilation, p.padding, p.stride),
+        "fold": lambda: uc.fold(columns, p.input_size, p.kernel_size, p.dilation, p.padding, p.stride),
     }
     return thunks[case.pass_]
 
@@ -70,19 +70,27 @@ def _prepare_ours(case: Case, operands: Operands) -> Thunk:
 _CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def _plane_unfold(input: Tensor, p: Problem) -> Tensor:
-    """F.unfold of one or two spatial axes; one is two of which the first has size 1."""
+def _plane_sliding(p: Problem) -> dict[str, tuple[int, ...]]:
+    """The window as F.unfold takes it; one axis is two of which the first has size 1."""
     lead = 2 - p.rank
-    sliding = {"dilation": (1,) * lead + p.dilation, "padding": (0,) * lead + p.padding, "stride": (1,) * lead + p.stride}
-    return F.unfold(input.unsqueeze(2) if lead else input, (1,) * lead + p.kernel_size, **sliding)
+    one, none = (1,) * lead, (0,) * lead
+    return {
+        "kernel_size": one + p.kernel_size,
+        "dilation": one + p.dilation,
+        "padding": none + p.padding,
+        "stride": one + p.stride,
+    }
+
+
+def _plane_unfold(input: Tensor, p: Problem) -> Tensor:
+    """F.unfold of one or two spatial axes."""
+    return F.unfold(input.unsqueeze(2) if p.rank == 1 else input, **_plane_sliding(p))
 
 
 def _plane_fold(columns: Tensor, p: Problem) -> Tensor:
     """F.fold into one or two spatial axes."""
-    lead = 2 - p.rank
-    sliding = {"dilation": (1,) * lead + p.dilation, "padding": (0,) * lead + p.padding, "stride": (1,) * lead + p.stride}
-    image = F.fold(columns, (1,) * lead + p.input_size, (1,) * lead + p.kernel_size, **sliding)
-    return image.squeeze(2) if lead else image
+    image = F.fold(columns, (1,) * (2 - p.rank) + p.input_size, **_plane_sliding(p))
+    return image.squeeze(2) if p.rank == 1 else image
 
 
 def _both_ends(p: Problem) -> list[int]:

@@ -53,7 +53,8 @@ def _call(op: Callable[..., Tensor], *arguments: Any) -> Tensor:
 
 def _applied(function: type[Function]) -> Callable[..., Any]:
     """`function.apply` without the part of it that only the transforms of torch.func need; Dynamo knows it not."""
-    return super(Function, function).apply  # type: ignore[no-any-return]
+    base: Any = super(Function, function)
+    return base.apply  # type: ignore[no-any-return]
 
 
 def _transforming() -> bool:

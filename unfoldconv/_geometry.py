@@ -187,10 +187,10 @@ def window_of(
     padding='same' gives ceil(size / stride) positions; of an odd total the larger part is high, as in torch.
     """
     rank = len(kernel_size)
-    if type(stride) is type(padding) is type(dilation) is int and padding >= 0:  # type: ignore[operator]
+    if type(stride) is type(padding) is type(dilation) is int and padding >= 0:
         # What most calls are, without the calls that the general case is made of.
         both: Any = (padding,) * rank
-        return Window((stride,) * rank, both, both, (dilation,) * rank)  # type: ignore[arg-type]
+        return Window((stride,) * rank, both, both, (dilation,) * rank)
     strides = per_axis("stride", stride, rank)
     dilations = per_axis("dilation", dilation, rank)
     if not isinstance(padding, str):

@@ -130,8 +130,12 @@ class Unfolder {
         for (const Reads& read : reads) slots *= read.runs * read.length;
         To* const values = reinterpret_cast<To*>(buffer);
         if (std::exchange(current, item % tile_numel) != item % tile_numel) {
-          std::memset(buffer, 0, slots * together_ * sizeof(To));  // the padding is the same for every plane
-          offsets.valid = false;
+          // The padding is the same for every plane.
+          if (reads_padding(part, reads)) std::memset(buffer, 0, slots * together_ * sizeof(To));
+          if (!std::equal(part.count, part.count + 3, offsets.count)) {
+            std::copy(part.count, part.count + 3, offsets.count);
+            offsets.valid = false;
+          }
         }
         set_out(part, reads, image_ + layout_.plane_offset(plane), planes, values);
         for (int64_t i = 0; i < planes; ++i) emit(part, reads, values + i * slots, plane + i, target, offsets);
@@ -140,10 +144,10 @@ class Unfolder {
   }
 
  private:
-  // Where in the tile the taps find what they read; the same for every plane.
+  // Where in the tile the taps find what they read; the same for every plane and for tiles of one size.
   struct Offsets {
     static constexpr int64_t kMost = 256;
-    int64_t bytes[kMost];
+    int64_t bytes[kMost], count[3] = {};
     bool valid = false;
   };
 
@@ -167,6 +171,17 @@ class Unfolder {
       if (enough) return true;
     }
     std::copy(box.count, box.count + 3, tile);
+    return false;
+  }
+
+  bool reads_padding(const Box& part, const Reads (&reads)[3]) const {
+    for (int axis = 0; axis < 3; ++axis) {
+      const WindowAxis& window = axes_[axis];
+      const int64_t last = reads[axis].first(window, part.first[axis], reads[axis].runs - 1);
+      if (reads[axis].first(window, part.first[axis], 0) < 0 ||
+          window.inside(last, reads[axis].length).end < reads[axis].length)
+        return true;
+    }
     return false;
   }
 
@@ -217,19 +232,19 @@ class Unfolder {
                     {slice * size, row * size},
                     {axes_[1].positions * axes_[2].positions * size, axes_[2].positions * size}};
     To* const to = columns_ + plane * taps_ * row_stride_ + target;
-    for (int64_t tap = 0; tap < taps_; tap += Offsets::kMost) {
-      const int64_t count = std::min(Offsets::kMost, taps_ - tap);
+    int64_t index[3] = {}, listed = 0;
+    for (int64_t tap = 0; tap < taps_; tap += listed) {
+      listed = std::min(Offsets::kMost, taps_ - tap);
       if (!offsets.valid || taps_ > Offsets::kMost) {
-        for (int64_t i = 0; i < count; ++i) {
-          int64_t index[3];
-          unravel<3>(tap + i, {axes_[0].kernel, axes_[1].kernel, axes_[2].kernel}, index);
+        for (int64_t i = 0; i < listed; ++i) {
           offsets.bytes[i] = (reads[0].slot(axes_[0], index[0]) * slice + reads[1].slot(axes_[1], index[1]) * row +
                               reads[2].slot(axes_[2], index[2])) *
                              size;
+          for (int axis = 2; axis >= 0 && ++index[axis] == axes_[axis].kernel; --axis) index[axis] = 0;
         }
         offsets.valid = true;
       }
-      copy_rows_(reinterpret_cast<const char*>(tile), offsets.bytes, count,
+      copy_rows_(reinterpret_cast<const char*>(tile), offsets.bytes, listed,
                  reinterpret_cast<char*>(to + tap * row_stride_), row_stride_ * size, rows);
     }
   }
