@@ -71,7 +71,7 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 def _route(op: Callable[..., Tensor], lean: type[Function], full: type[Function], tensors: Any, *rest: Any) -> Tensor:
     if torch.compiler.is_dynamo_compiling():
-        return lean.apply(*tensors, *rest) if _needs_grad(*tensors) else op(*tensors, *rest)  # type: ignore[no-any-return]
+        return lean.apply(*tensors, *rest) if _needs_grad(*tensors) else op(*tensors, *rest)
     if _transforming():
         return full.apply(*tensors, *rest)  # type: ignore[no-any-return]
     if _needs_grad(*tensors):
