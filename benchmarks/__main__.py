@@ -2,17 +2,18 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
+from .cases import FORMATS
 from .compare import compare
 from .harness import Limits, run_cases
-from .options import add_options, select_cases, select_peers
-from .problems import COLUMN_PASSES, CONVOLUTION_PASSES, Problem
+from .options import Defaults, add_options, select_cases, select_peers
+from .problems import COLUMN_PASSES, CONVOLUTION_PASSES
 from .report import Report
 
 INTERRUPTED = 130
@@ -21,17 +22,38 @@ WIDTH_WITHOUT_TERMINAL = 200
 
 @dataclass(frozen=True)
 class Measurement:
-    """A subcommand that measures: its passes, and which layers it can take."""
+    """A subcommand that measures: its passes, and what it does where the command line does not say."""
 
     help: str
     passes: tuple[str, ...]
-    suits: Callable[[Problem], bool]
+    defaults: Defaults
 
+
+# Of each kind of window one layer: short rows, strides, one tap, patches, dilation, many taps, a large result, and one
+# and three spatial axes.
+_WINDOWS = (
+    "db_vgg_7",
+    "r50_l1_3x3",
+    "r50_l2_3x3s2",
+    "r50_l3_3x3",
+    "r50_l3_down",
+    "mbv2_stem",
+    "cnx_stem",
+    "aspp_d6",
+    "u3d_stem",
+    "u3d_128_32",
+    "wanvae_96_full",
+    "whisper_conv2",
+    "w2v2_posconv",
+    "mamba_dw4",
+)
 
 MEASUREMENTS = {
-    "layers": Measurement("convolution and its gradients, layer by layer", CONVOLUTION_PASSES, lambda problem: True),
+    "layers": Measurement("convolution and its gradients, layer by layer", CONVOLUTION_PASSES, Defaults()),
     "unfold": Measurement(
-        "unfold and fold beside F.unfold and F.fold", COLUMN_PASSES, lambda problem: problem.rank == 2
+        "unfold and fold beside F.unfold and F.fold",
+        COLUMN_PASSES,
+        Defaults(("f32", "bf16", "f64"), FORMATS, _WINDOWS, 150.0),
     ),
 }
 
@@ -63,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures unfoldconv beside torch.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, measurement in MEASUREMENTS.items():
-        add_options(commands.add_parser(name, help=measurement.help), measurement.passes)
+        add_options(commands.add_parser(name, help=measurement.help), measurement.passes, measurement.defaults)
     comparison = commands.add_parser("compare", help="two results files side by side")
     comparison.add_argument("old", type=Path)
     comparison.add_argument("new", type=Path)
@@ -75,7 +97,7 @@ def _measure(arguments: argparse.Namespace, argv: Sequence[str], console: Consol
         raise ValueError("--device cuda must have a CUDA device and a torch built for it, but got neither or one only")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    cases = select_cases(arguments, MEASUREMENTS[arguments.command].suits)
+    cases = select_cases(arguments)
     settings = {"seconds": arguments.seconds, "rounds": arguments.rounds}
     report = Report(console, arguments.command, argv, settings, cases[0].device)
     limits = Limits(arguments.rounds, arguments.seconds)

@@ -3,6 +3,7 @@
 import argparse
 import itertools
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,27 @@ import torch
 
 from .cases import DTYPES, FORMATS, Case
 from .peers import PEERS, TORCH, Peer
-from .problems import LAYERS_FILE, Problem, load_problems
+from .problems import LAYERS_FILE, load_problems
 
 
-def add_options(parser: argparse.ArgumentParser, passes: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Defaults:
+    """What a subcommand measures where the command line does not say.
+
+    Attributes:
+        dtypes: Names of number formats.
+        formats: Names of memory formats.
+        names: Parts of the names of the layers of `LAYERS_FILE` to take; none mean every layer.
+        seconds: What the run should take.
+    """
+
+    dtypes: tuple[str, ...] = ("f32",)
+    formats: tuple[str, ...] = ("contiguous",)
+    names: tuple[str, ...] = ()
+    seconds: float = 300.0
+
+
+def add_options(parser: argparse.ArgumentParser, passes: Sequence[str], defaults: Defaults) -> None:
     """Adds the options of a subcommand that measures `passes`. Lists are comma-separated, and their options repeat."""
 
     def add_list(flag: str, dest: str, valid: Iterable[str], default: list[str], text: str) -> None:
@@ -24,28 +42,31 @@ def add_options(parser: argparse.ArgumentParser, passes: Sequence[str]) -> None:
 
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
     for flag, dest, valid, default, text in (
-        ("--dtype", "dtypes", DTYPES, ["f32"], "number formats"),
-        ("--format", "formats", FORMATS, ["contiguous"], "memory formats"),
+        ("--dtype", "dtypes", DTYPES, list(defaults.dtypes), "number formats"),
+        ("--format", "formats", FORMATS, list(defaults.formats), "memory formats"),
         ("--pass", "passes", passes, list(passes), "passes"),
         ("--peer", "peers", PEERS, list(PEERS), "what to compare with; torch is always there"),
     ):
         described = f"{text}: {', '.join(valid)} (default: {', '.join(default)})"
         add_list(flag, dest, valid, default, described)
-    add_list("--name", "names", (), [], "only layers whose name contains one of these")
+    usual = ", ".join(defaults.names) or "every layer"
+    add_list("--name", "names", (), [], f"only layers whose name contains one of these; all for all (default: {usual})")
+    parser.set_defaults(usual_names=defaults.names)
     add_list("--family", "families", (), [], "only families whose name contains one of these")
     parser.add_argument("--layers-file", type=Path, default=LAYERS_FILE, metavar="FILE", help="layers to measure")
-    parser.add_argument("--seconds", type=_positive(float), default=300.0, help="time to aim at (default: %(default)s)")
+    parser.add_argument(
+        "--seconds", type=_positive(float), default=defaults.seconds, help="time to aim at (default: %(default)s)"
+    )
     parser.add_argument("--rounds", type=_positive(int), default=30, help="rounds at most (default: %(default)s)")
     parser.add_argument("--threads", type=_positive(int), help="CPU threads (default: torch's)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
 
 
-def select_cases(arguments: argparse.Namespace, suits: Callable[[Problem], bool]) -> list[Case]:
+def select_cases(arguments: argparse.Namespace) -> list[Case]:
     """The cases that the options ask for and torch knows, layer by layer.
 
     Args:
         arguments: What `add_options` parsed.
-        suits: Which layers the subcommand can measure.
 
     Raises:
         ValueError: There are none.
@@ -54,11 +75,16 @@ def select_cases(arguments: argparse.Namespace, suits: Callable[[Problem], bool]
     def chosen(value: str, parts: Sequence[str]) -> bool:
         return not parts or any(part in value for part in parts)
 
+    names, families = arguments.names, arguments.families
+    if not names and not families and arguments.layers_file == LAYERS_FILE:
+        names = arguments.usual_names
+    if "all" in names:
+        names = []
     device = torch.device(arguments.device)
     problems = [
         problem
         for problem in load_problems(arguments.layers_file, device.type)
-        if suits(problem) and chosen(problem.name, arguments.names) and chosen(problem.family, arguments.families)
+        if chosen(problem.name, names) and chosen(problem.family, families)
     ]
     cases = [
         Case(problem, pass_, DTYPES[dtype], memory_format, device)

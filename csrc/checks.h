@@ -16,29 +16,35 @@ namespace unfoldconv {
 using torch::stable::Tensor;
 using Sizes = std::vector<int64_t>;
 
-// Concatenates anything that can be printed; a list of sizes prints as (a, b).
-template <class... Parts>
-std::string text(const Parts&... parts) {
-  std::ostringstream stream;
-  (stream << ... << parts);
-  return stream.str();
+// Sizes as part of a message, (a, b); refers to them, so that nothing is put into words where all is well.
+struct Shown {
+  const int64_t* sizes;
+  size_t count;
+};
+inline Shown shown(const Sizes& sizes) { return {sizes.data(), sizes.size()}; }
+inline Shown shown(std::initializer_list<int64_t> sizes) { return {sizes.begin(), sizes.size()}; }
+inline Shown shown(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return {sizes.data(), sizes.size()};
+}
+template <size_t Count>
+Shown shown(const int64_t (&sizes)[Count]) {
+  return {sizes, Count};
 }
 
-inline std::string text(const Sizes& sizes) {
-  std::string result = "(";
-  for (size_t i = 0; i < sizes.size(); ++i) result += (i ? ", " : "") + std::to_string(sizes[i]);
-  return result + (sizes.size() == 1 ? ",)" : ")");
+inline std::ostream& operator<<(std::ostream& stream, const Shown& shown) {
+  stream << "(";
+  for (size_t i = 0; i < shown.count; ++i) stream << (i ? ", " : "") << shown.sizes[i];
+  return stream << (shown.count == 1 ? ",)" : ")");
 }
 
 template <class... Parts>
 void check(bool rule_holds, const Parts&... parts) {
-  if (!rule_holds) [[unlikely]]
-    refuse(text(parts...));
-}
-
-inline Sizes sizes_of(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  return Sizes(sizes.begin(), sizes.end());
+  if (!rule_holds) [[unlikely]] {
+    std::ostringstream message;
+    (message << ... << parts);
+    refuse(message.str());
+  }
 }
 
 inline const char* name_of(const Tensor& tensor) { return torch::headeronly::toString(tensor.scalar_type()); }
@@ -49,7 +55,7 @@ inline void check_bytes(const char* what, const Tensor& like, std::initializer_l
   int64_t bytes = element_size(like.scalar_type());
   bool overflow = false;
   for (const int64_t factor : factors) overflow |= __builtin_mul_overflow(bytes, factor == 0 ? 1 : factor, &bytes);
-  check(!overflow, what, " must take fewer than 2^63 bytes, but got ", text(Sizes(factors)), " elements");
+  check(!overflow, what, " must take fewer than 2^63 bytes, but got ", shown(factors), " elements");
 }
 
 // The arguments of a sliding window, as every op takes them: one number per spatial axis.
@@ -69,7 +75,7 @@ inline int window_rank(const Window& window) {
                                                             {"padding_high", &window.padding_high},
                                                             {"dilation", &window.dilation}};
   for (const auto& [name, value] : arguments)
-    check(value->size() == rank, name, " must have one number per spatial axis (", rank, "), but got ", text(*value));
+    check(value->size() == rank, name, " must have one number per spatial axis (", rank, "), but got ", shown(*value));
   return static_cast<int>(rank);
 }
 
@@ -81,13 +87,13 @@ Geometry<Rank> make_geometry(const int64_t* image, const Window& window) {
     const int64_t size = image[axis], kernel = window.kernel_size[axis], stride = window.stride[axis],
                   low = window.padding_low[axis], high = window.padding_high[axis], dilation = window.dilation[axis];
     check(size >= 0, "size must be non-negative, but got ", size, " along axis ", axis);
-    check(kernel > 0, "kernel_size must be positive (greater than zero), but got ", text(window.kernel_size));
+    check(kernel > 0, "kernel_size must be positive (greater than zero), but got ", shown(window.kernel_size));
     check(stride > 0, "stride must be positive (greater than zero; non-positive stride is not supported), but got ",
-          text(window.stride));
-    check(dilation > 0, "dilation must be positive (greater than zero), but got ", text(window.dilation));
+          shown(window.stride));
+    check(dilation > 0, "dilation must be positive (greater than zero), but got ", shown(window.dilation));
     // A negative high padding leaves the end of the image unread; transposed convolution needs it for output_padding.
     check(low >= 0, "padding must be non-negative (negative padding is not supported), but got ",
-          text(window.padding_low));
+          shown(window.padding_low));
     int64_t span, padded;
     check(!__builtin_mul_overflow(kernel - 1, dilation, &span) && !__builtin_add_overflow(span, 1, &span),
           "the kernel's span must fit 63 bits, but got kernel_size=", kernel, " with dilation=", dilation);
@@ -108,7 +114,7 @@ Geometry<Rank> make_geometry(const int64_t* image, const Window& window) {
   for (int axis = 0; axis < Rank; ++axis)
     check(!__builtin_mul_overflow(taps, geometry.kernel[axis], &taps) &&
               !__builtin_mul_overflow(positions, geometry.positions[axis], &positions),
-          "taps and positions must fit 63 bits, but got kernel_size ", text(window.kernel_size));
+          "taps and positions must fit 63 bits, but got kernel_size ", shown(window.kernel_size));
   return geometry;
 }
 
@@ -117,8 +123,7 @@ inline void check_plain_dtype(const char* name, const Tensor& tensor) {
 }
 
 inline void check_dim(const char* name, const Tensor& tensor, int64_t dim, const char* shape) {
-  check(tensor.dim() == dim, name, " must have ", dim, " dimensions ", shape, ", but got shape ",
-        text(sizes_of(tensor)));
+  check(tensor.dim() == dim, name, " must have ", dim, " dimensions ", shape, ", but got shape ", shown(tensor));
 }
 
 // torch's own words for the mistakes that its users know.
@@ -157,8 +162,7 @@ inline void check_groups(const char* name, int64_t channels, int64_t groups) {
 inline void check_bias(const std::optional<Tensor>& bias, const Tensor& input, int64_t channels) {
   if (!bias) return;
   check(bias->dim() == 1 && bias->size(0) == channels, "bias must be 1-dimensional with ", channels,
-        " elements (expected bias to be 1-dimensional with ", channels, " elements), but got shape ",
-        text(sizes_of(*bias)));
+        " elements (expected bias to be 1-dimensional with ", channels, " elements), but got shape ", shown(*bias));
   check_same_kind("Input", input, "bias", *bias);
 }
 

@@ -5,9 +5,11 @@
 
 #include <optional>
 
+#include "allocation.h"
 #include "checks.h"
 #include "columns.h"
 #include "convolution.h"
+#include "cpu/huge_pages.h"
 #include "place.h"
 #include "planes.h"
 #include "workspace.h"
@@ -19,7 +21,6 @@
 namespace unfoldconv {
 namespace {
 
-using torch::headeronly::MemoryFormat;
 using torch::stable::accelerator::DeviceGuard;
 
 // Calls f(std::integral_constant<int, rank>{}).
@@ -54,17 +55,15 @@ bool is_channels_last(const Tensor& tensor) {
 
 // A convolution's result has the memory format that torch's own op returns: channels_last if one of the operands is,
 // except where torch has no such path (3-D in float64 and the integers; float64 on CUDA).
-Tensor empty_result(const Sizes& sizes, const Tensor& first, const Tensor& second) {
+Tensor empty_result(Sizes sizes, const Tensor& first, const Tensor& second) {
   const ScalarType dtype = first.scalar_type();
   bool channels_last = is_channels_last(first) || is_channels_last(second);
   const bool has_3d = is_16bit_float(dtype) || dtype == ScalarType::Float || dtype == ScalarType::ComplexFloat ||
                       dtype == ScalarType::ComplexDouble;
   if (sizes.size() == 5 && !has_3d) channels_last = false;
   if (first.is_cuda() && dtype == ScalarType::Double) channels_last = false;
-  const MemoryFormat format = !channels_last      ? MemoryFormat::Contiguous
-                              : sizes.size() == 4 ? MemoryFormat::ChannelsLast
-                                                  : MemoryFormat::ChannelsLast3d;
-  return torch::stable::empty(sizes, dtype, std::nullopt, first.device(), std::nullopt, format);
+  return empty_tensor(
+      first, channels_last ? channels_last_extents(std::move(sizes)) : contiguous_extents(std::move(sizes)), dtype);
 }
 
 template <int Rank>
@@ -86,7 +85,9 @@ Tensor im2col_op(const Tensor& input, const Sizes& kernel_size, const Sizes& str
     const int64_t taps = geometry.tap_numel(), positions = geometry.position_numel();
     check_bytes("columns", input, {batch, channels, taps, positions});
     const auto device = guard(input);
-    Tensor columns = torch::stable::new_empty(input, {batch, channels * taps, positions});
+    Tensor columns = empty_tensor(input, contiguous_extents({batch, channels * taps, positions}), input.scalar_type());
+    if (!input.is_cuda())
+      cpu::ask_for_huge_pages(columns.data_ptr(), columns.numel() * element_size(columns.scalar_type()));
     const Planes<Rank> planes = planes_of<Rank>(input, 1);
     if (columns.numel() > 0)
       im2col<Rank>(place_of(input), planes.data, planes.dtype, planes.layout, geometry, {0, positions},
@@ -101,7 +102,7 @@ Tensor col2im_op(const Tensor& columns, const Sizes& input_size, const Sizes& ke
   return with_rank(window_rank(window), [&](auto rank_constant) {
     constexpr int Rank = decltype(rank_constant)::value;
     check(input_size.size() == Rank, "output_size must have one number per spatial axis (", Rank, "), but got ",
-          text(input_size));
+          shown(input_size));
     check_dim("columns", columns, 3, "(batch, channels * prod(kernel_size), positions)");
     check_plain_dtype("columns", columns);
     const auto geometry = make_geometry<Rank>(input_size.data(), window);
@@ -109,21 +110,22 @@ Tensor col2im_op(const Tensor& columns, const Sizes& input_size, const Sizes& ke
     check(columns.size(1) % taps == 0,
           "columns must have a number of rows divisible by the product of kernel_size (expected size of input's "
           "dimension 1 to be divisible by the product of kernel_size), but got ",
-          columns.size(1), " rows and kernel_size ", text(kernel_size));
+          columns.size(1), " rows and kernel_size ", shown(kernel_size));
     check(columns.size(2) == geometry.position_numel(), "columns must have ", geometry.position_numel(),
-          " positions for output_size ", text(input_size), ", kernel_size ", text(kernel_size), ", dilation ",
-          text(dilation), ", padding ", text(padding_low), " and ", text(padding_high), ", stride ", text(stride),
+          " positions for output_size ", shown(input_size), ", kernel_size ", shown(kernel_size), ", dilation ",
+          shown(dilation), ", padding ", shown(padding_low), " and ", shown(padding_high), ", stride ", shown(stride),
           " (expected size of input's dimension 2 to match the calculated number of sliding blocks ",
           geometry.position_numel(), "), but got ", columns.size(2));
     const int64_t channels = columns.size(1) / taps;
     int64_t numel = 1;
     bool overflow = false;
     for (const int64_t size : input_size) overflow |= __builtin_mul_overflow(numel, size, &numel);
-    check(!overflow, "output_size must have a product that fits 63 bits, but got ", text(input_size));
+    check(!overflow, "output_size must have a product that fits 63 bits, but got ", shown(input_size));
     check_bytes("output", columns, {batch, channels, numel});
     dispatch_sum(columns.scalar_type(), [](auto) {});
     const auto device = guard(columns);
-    Tensor image = torch::stable::new_empty(columns, with_axes<Rank>(batch, channels, geometry.image));
+    Tensor image = empty_tensor(columns, contiguous_extents(with_axes<Rank>(batch, channels, geometry.image)),
+                                columns.scalar_type());
     const int64_t strides[] = {columns.stride(0), columns.stride(1), columns.stride(2)};
     if (image.numel() > 0)
       col2im<Rank>(place_of(columns), columns.data_ptr(), columns.scalar_type(), batch, channels, strides, geometry,
@@ -153,7 +155,7 @@ Sizes kernel_of(const Tensor& weight) {
 Tensor conv_op(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Sizes& stride,
                const Sizes& padding_low, const Sizes& padding_high, const Sizes& dilation, int64_t groups) {
   check(weight.dim() == static_cast<int64_t>(stride.size()) + 2, "weight must have ", stride.size() + 2,
-        " dimensions (out_channels, in_channels / groups, *kernel_size), but got shape ", text(sizes_of(weight)));
+        " dimensions (out_channels, in_channels / groups, *kernel_size), but got shape ", shown(weight));
   const Sizes kernel_size = kernel_of(weight);
   const Window window{kernel_size, stride, padding_low, padding_high, dilation};
   return with_rank(window_rank(window), [&](auto rank_constant) {
@@ -162,7 +164,7 @@ Tensor conv_op(const Tensor& input, const Tensor& weight, const std::optional<Te
     check_groups("out_channels (weight's dimension 0)", weight.size(0), groups);
     const int64_t channels = weight.size(1) * groups;
     check(input.size(1) == channels, "input must have ", channels, " channels (given groups=", groups,
-          ", weight of size ", text(sizes_of(weight)), ", expected input", text(sizes_of(input)), " to have ", channels,
+          ", weight of size ", shown(weight), ", expected input", shown(input), " to have ", channels,
           " channels), but got ", input.size(1), " channels instead");
     check_bias(bias, input, weight.size(0));
     const auto geometry = make_geometry<Rank>(input.sizes().data() + 2, window);
@@ -178,31 +180,30 @@ Tensor conv_input_grad_op(const Tensor& grad_output, const Tensor& weight, const
                           const Sizes& input_size, const Sizes& stride, const Sizes& padding_low,
                           const Sizes& padding_high, const Sizes& dilation, int64_t groups) {
   check(weight.dim() == static_cast<int64_t>(stride.size()) + 2, "weight must have ", stride.size() + 2,
-        " dimensions (in_channels, out_channels / groups, *kernel_size), but got shape ", text(sizes_of(weight)));
+        " dimensions (in_channels, out_channels / groups, *kernel_size), but got shape ", shown(weight));
   const Sizes kernel_size = kernel_of(weight);
   const Window window{kernel_size, stride, padding_low, padding_high, dilation};
   return with_rank(window_rank(window), [&](auto rank_constant) {
     constexpr int Rank = decltype(rank_constant)::value;
     check_operands("input", grad_output, "weight", weight, Rank);
     check(input_size.size() == Rank, "input_size must have one number per spatial axis (", Rank, "), but got ",
-          text(input_size));
+          shown(input_size));
     check_groups("in_channels (weight's dimension 0)", weight.size(0), groups);
     check(grad_output.size(1) == weight.size(0), "input must have ", weight.size(0),
-          " channels (given transposed=1, weight of size ", text(sizes_of(weight)), ", expected input",
-          text(sizes_of(grad_output)), " to have ", weight.size(0), " channels), but got ", grad_output.size(1),
-          " channels instead");
+          " channels (given transposed=1, weight of size ", shown(weight), ", expected input", shown(grad_output),
+          " to have ", weight.size(0), " channels), but got ", grad_output.size(1), " channels instead");
     int64_t channels;
     check(!__builtin_mul_overflow(weight.size(1), groups, &channels), "channels must fit 63 bits, but got ",
           weight.size(1), " * ", groups);
     check_bias(bias, grad_output, channels);
     const auto geometry = make_geometry<Rank>(input_size.data(), window);
     check(std::equal(geometry.positions, geometry.positions + Rank, grad_output.sizes().data() + 2),
-          "grad_output must have the size of the convolution's output, ",
-          text(Sizes(geometry.positions, geometry.positions + Rank)), ", but got ", text(sizes_of(grad_output)));
+          "grad_output must have the size of the convolution's output, ", shown(geometry.positions), ", but got ",
+          shown(grad_output));
     int64_t numel = 1;
     bool overflow = false;
     for (const int64_t size : input_size) overflow |= __builtin_mul_overflow(numel, size, &numel);
-    check(!overflow, "input_size must have a product that fits 63 bits, but got ", text(input_size));
+    check(!overflow, "input_size must have a product that fits 63 bits, but got ", shown(input_size));
     check_bytes("output", grad_output, {grad_output.size(0), channels, numel});
     const auto device = guard(grad_output);
     Tensor grad_input =
@@ -226,13 +227,13 @@ Tensor conv_weight_grad_op(const Tensor& grad_output, const Tensor& input, const
     check_groups("in_channels (input's dimension 1)", input.size(1), groups);
     const auto geometry = make_geometry<Rank>(input.sizes().data() + 2, window);
     check(std::equal(geometry.positions, geometry.positions + Rank, grad_output.sizes().data() + 2),
-          "grad_output must have the size of the convolution's output, ",
-          text(Sizes(geometry.positions, geometry.positions + Rank)), ", but got ", text(sizes_of(grad_output)));
+          "grad_output must have the size of the convolution's output, ", shown(geometry.positions), ", but got ",
+          shown(grad_output));
     check_bytes("grad_weight", input, {grad_output.size(1), input.size(1) / groups, geometry.tap_numel()});
     const auto device = guard(input);
     const Sizes sizes = with_axes<Rank>(grad_output.size(1), input.size(1) / groups, geometry.kernel);
     if (input.size(0) == 0) return torch::stable::new_zeros(input, sizes);
-    Tensor grad_weight = torch::stable::new_empty(input, sizes);
+    Tensor grad_weight = empty_tensor(input, contiguous_extents(sizes), input.scalar_type());
     if (grad_weight.numel() > 0)
       conv_weight_grad<Rank>(place_of(input), grad_output, input, geometry, groups, grad_weight);
     return grad_weight;

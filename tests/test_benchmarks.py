@@ -90,11 +90,16 @@ def test_layers_end_to_end(layers_file: Path, device: torch.device, capsys: pyte
 
 @pytest.mark.usefixtures("quick")
 def test_unfold_end_to_end(layers_file: Path) -> None:
+    """Every rank in every format: torch's part for one and three axes is made of what torch has."""
     status, data = run_main(layers_file, "unfold")
     assert status == 0
-    assert {case["name"] for case in data["cases"]} == {"plane", "sparse", "depthwise"}
+    assert {case["name"] for case in data["cases"]} == {layer["name"] for layer in TINY}
+    assert {len(layer["kernel"]) for layer in TINY} == {1, 2, 3}
     assert {case["pass"] for case in data["cases"]} == set(COLUMN_PASSES)
-    assert all(case["status"] == "ok" and case["peers"].keys() == {"torch"} for case in data["cases"])
+    assert {case["dtype"] for case in data["cases"]} == {"f32", "bf16", "f64"}
+    assert {case["format"] for case in data["cases"]} == {"contiguous", "channels_last"}
+    assert all(case["status"] == "ok" for case in data["cases"])
+    assert all(case["peers"].keys() <= {"torch", "unfoldnd"} for case in data["cases"])
 
 
 @pytest.mark.usefixtures("quick")
@@ -149,7 +154,7 @@ def test_bad_options_end_with_one_sentence(
 
 def test_list_options_replace_the_default_and_repeat() -> None:
     parser = options.argparse.ArgumentParser()
-    options.add_options(parser, CONVOLUTION_PASSES)
+    options.add_options(parser, CONVOLUTION_PASSES, options.Defaults())
     assert parser.parse_args([]).passes == list(CONVOLUTION_PASSES)
     chosen = parser.parse_args(["--pass", "grad_weight,forward", "--pass", "forward", "--name", "a,b"])
     assert (chosen.passes, chosen.names, chosen.dtypes) == (["grad_weight", "forward"], ["a", "b"], ["f32"])

@@ -51,20 +51,33 @@ def _call(op: Callable[..., Tensor], *arguments: Any) -> Tensor:
         return op(*arguments)
 
 
+def _applied(function: type[Function]) -> Callable[..., Any]:
+    """`function.apply` without the part of it that only the transforms of torch.func need; Dynamo knows it not."""
+    base: Any = super(Function, function)
+    return base.apply  # type: ignore[no-any-return]
+
+
 def _transforming() -> bool:
     return _functorch_level() is not None or forward_ad._current_level >= 0
 
 
 def _needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor is not None and tensor.requires_grad:
+                return True
+    return False
 
 
 def _route(op: Callable[..., Tensor], lean: type[Function], full: type[Function], tensors: Any, *rest: Any) -> Tensor:
-    if not torch.compiler.is_dynamo_compiling() and _transforming():
+    if torch.compiler.is_dynamo_compiling():
+        return lean.apply(*tensors, *rest) if _needs_grad(*tensors) else op(*tensors, *rest)
+    if _transforming():
         return full.apply(*tensors, *rest)  # type: ignore[no-any-return]
     if _needs_grad(*tensors):
-        return lean.apply(*tensors, *rest)  # type: ignore[no-any-return]
-    return _call(op, *tensors, *rest)
+        return _applied(lean)(*tensors, *rest)  # type: ignore[no-any-return]
+    with _below_autograd():
+        return op(*tensors, *rest)
 
 
 # --- the formulas: (context, grad) -> gradients, (context, tangents) -> tangent -------------------------------------

@@ -35,7 +35,8 @@ def check_tensor(name: str, value: object) -> None:
 
 def batched(name: str, tensor: Tensor, dim: int) -> tuple[Tensor, bool]:
     """The tensor with a batch dimension, `dim` in all, and whether it lacked one."""
-    check_tensor(name, tensor)
+    if not isinstance(tensor, Tensor):
+        check_tensor(name, tensor)
     if tensor.dim() == dim:
         return tensor, False
     if tensor.dim() == dim - 1:

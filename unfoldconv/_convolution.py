@@ -30,7 +30,9 @@ def _conv(
 ) -> Tensor:
     input, weight, bias, unbatched = _operands(rank, input, weight, bias)
     window = window_of(input.shape[2:], weight.shape[2:], stride, padding, dilation)
-    output = _autograd.conv(input, weight, bias, *window, as_int("groups", groups))
+    if type(groups) is not int:
+        groups = as_int("groups", groups)
+    output = _autograd.conv(input, weight, bias, *window, groups)
     return output.squeeze(0) if unbatched else output
 
 
@@ -47,6 +49,8 @@ def _operands(
             f"weight must have {rank + 2} dimensions (channels, channels / groups, *kernel_size), but got shape "
             f"{tuple(weight.shape)}"
         )
+    if not torch._C._is_any_autocast_enabled():
+        return input, weight, bias, unbatched
     device = input.device.type
     if device in ("cpu", "cuda") and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)

@@ -8,7 +8,7 @@ A spatial axis is described by five numbers, and the whole library counts by the
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 
@@ -57,10 +57,19 @@ def as_int(name: str, value: object) -> int:
         raise TypeError(f"{name} must be an int or a tuple of ints, but got {value!r}") from None
 
 
+def _are_ints(numbers: tuple[object, ...]) -> bool:
+    for number in numbers:  # noqa: SIM110  a loop is faster than all()
+        if type(number) is not int:
+            return False
+    return True
+
+
 def per_axis(name: str, value: object, rank: int) -> Sizes:
     """One number per axis: an int stands for all of them, and so does a sequence of length 1, as in torch."""
     if isinstance(value, int):
         return (value,) * rank
+    if type(value) is tuple and len(value) == rank and _are_ints(value):
+        return value
     if isinstance(value, Iterable) and not isinstance(value, (str, torch.Tensor)):
         numbers = tuple([as_int(name, number) for number in value])
         if len(numbers) == 1:
@@ -138,6 +147,9 @@ def _low_high(padding: object, rank: int) -> tuple[Sizes, Sizes]:
         _check_padding((padding,), padding)
         both = (padding,) * rank
         return both, both
+    if type(padding) is tuple and len(padding) == rank and _are_ints(padding):
+        _check_padding(padding, padding)
+        return padding, padding
     if isinstance(padding, Iterable) and not isinstance(padding, torch.Tensor):
         entries = list(padding)
         if any(isinstance(entry, Iterable) and not isinstance(entry, (str, torch.Tensor)) for entry in entries):
@@ -175,6 +187,10 @@ def window_of(
     padding='same' gives ceil(size / stride) positions; of an odd total the larger part is high, as in torch.
     """
     rank = len(kernel_size)
+    if type(stride) is type(padding) is type(dilation) is int and padding >= 0:
+        # What most calls are, without the calls that the general case is made of.
+        both: Any = (padding,) * rank
+        return Window((stride,) * rank, both, both, (dilation,) * rank)
     strides = per_axis("stride", stride, rank)
     dilations = per_axis("dilation", dilation, rank)
     if not isinstance(padding, str):

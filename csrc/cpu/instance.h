@@ -3,11 +3,12 @@
 // The order does not matter beyond this.
 #include "depthwise_instance.h"
 #include "pack_instance.h"
+#include "patch_instance.h"
 #include "tile_instance.h"
 
 namespace unfoldconv::cpu::UNFOLDCONV_ISA {
 
 extern const Kernels kernels;
-const Kernels kernels = {tile_kernels(), pack_kernels(), depthwise_kernels()};
+const Kernels kernels = {tile_kernels(), pack_kernels(), depthwise_kernels(), patch_kernels()};
 
 }  // namespace unfoldconv::cpu::UNFOLDCONV_ISA

@@ -8,6 +8,7 @@
 
 #include "depthwise_kernels.h"
 #include "pack_kernels.h"
+#include "patch_kernels.h"
 #include "tile_kernels.h"
 
 namespace unfoldconv::cpu {
@@ -16,6 +17,7 @@ struct Kernels {
   TileKernels tiles;
   AllPackKernels pack;
   DepthwiseKernels depthwise;
+  PatchKernels patches;
 };
 
 // Those of isa_in_use().

@@ -17,6 +17,7 @@ template <class T>
 using Vector = typename VectorOf<T>::type;
 
 #define UNFOLDCONV_INLINE inline __attribute__((always_inline))
+#define UNFOLDCONV_INLINE_LAMBDA __attribute__((always_inline))
 
 // From and to any address that suits T.
 template <class T>
@@ -156,6 +157,91 @@ UNFOLDCONV_INLINE void narrow(Vector<float> value, Half* to) {
 #else
   for (int i = 0; i < kLanes<float>; ++i) to[i] = static_cast<Half>(value[i]);
 #endif
+}
+
+// An unsigned integer of so many bytes.
+template <int Bytes>
+using UnsignedOf =
+    std::conditional_t<Bytes == 1, uint8_t,
+                       std::conditional_t<Bytes == 2, uint16_t, std::conditional_t<Bytes == 4, uint32_t, uint64_t>>>;
+
+// Count elements of T and as many indices, for shuffles of two vectors: index i is element i of both in a row.
+template <class T, int Count>
+struct Shuffle {
+  typedef T Values __attribute__((vector_size(Count * sizeof(T))));
+  typedef UnsignedOf<sizeof(T)> Indices __attribute__((vector_size(Count * sizeof(T))));
+
+  static UNFOLDCONV_INLINE Values load(const T* from) {
+    Values result;
+    __builtin_memcpy(&result, from, sizeof result);
+    return result;
+  }
+  static UNFOLDCONV_INLINE void store(T* to, const Values& values) { __builtin_memcpy(to, &values, sizeof values); }
+  static UNFOLDCONV_INLINE Values shuffled(const Values& a, const Values& b, const Indices& indices) {
+#ifdef __clang__
+    Values result;
+    for (int i = 0; i < Count; ++i) result[i] = indices[i] < Count ? a[indices[i]] : b[indices[i] - Count];
+    return result;
+#else
+    return __builtin_shuffle(a, b, indices);
+#endif
+  }
+  // Alternately an element of a and one of b, from `first` on.
+  static UNFOLDCONV_INLINE Values zipped(const Values& a, const Values& b, int first) {
+    Indices indices{};
+    for (int i = 0; i < Count; ++i) indices[i] = first + i / 2 + i % 2 * Count;
+    return shuffled(a, b, indices);
+  }
+  // Every second element of a and then of b, from `first` on.
+  static UNFOLDCONV_INLINE Values unzipped(const Values& a, const Values& b, int first) {
+    Indices indices{};
+    for (int i = 0; i < Count; ++i) indices[i] = first + 2 * i;
+    return shuffled(a, b, indices);
+  }
+};
+
+// to = even[0], odd[0], even[1], odd[1], ... of Count elements each, and back.
+template <int Count, class T>
+UNFOLDCONV_INLINE void zip(const T* even, const T* odd, T* to) {
+  using S = Shuffle<T, Count>;
+  if constexpr (Count == 1) {
+    const T first = *even, second = *odd;
+    to[0] = first, to[1] = second;
+  } else {
+    const auto a = S::load(even), b = S::load(odd);
+    S::store(to, S::zipped(a, b, 0));
+    S::store(to + Count, S::zipped(a, b, Count / 2));
+  }
+}
+template <int Count, class T>
+UNFOLDCONV_INLINE void unzip(const T* from, T* even, T* odd) {
+  using S = Shuffle<T, Count>;
+  if constexpr (Count == 1) {
+    *even = from[0], *odd = from[1];
+  } else {
+    const auto a = S::load(from), b = S::load(from + Count);
+    S::store(even, S::unzipped(a, b, 0));
+    S::store(odd, S::unzipped(a, b, 1));
+  }
+}
+
+// to[i * to_step + j] = from[j * from_step + i] for i, j < Side, a power of 2.
+template <int Side, class T>
+UNFOLDCONV_INLINE void transpose_square(const T* from, int64_t from_step, T* to, int64_t to_step) {
+  using S = Shuffle<T, Side>;
+  typename S::Values rows[Side], zipped[Side];
+  for (int i = 0; i < Side; ++i) rows[i] = S::load(from + i * from_step);
+#pragma GCC unroll 8
+  for (int zips = 1; zips < Side; zips *= 2) {
+#pragma GCC unroll 16
+    for (int i = 0; i < Side / 2; ++i) {
+      zipped[2 * i] = S::zipped(rows[i], rows[i + Side / 2], 0);
+      zipped[2 * i + 1] = S::zipped(rows[i], rows[i + Side / 2], Side / 2);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < Side; ++i) rows[i] = zipped[i];
+  }
+  for (int i = 0; i < Side; ++i) S::store(to + i * to_step, rows[i]);
 }
 
 }  // namespace

@@ -1,0 +1,53 @@
+// New tensors, without the detour of a call by name.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "scalar.h"
+
+namespace unfoldconv {
+
+using torch::stable::Tensor;
+
+// Sizes and strides of a tensor to be made.
+struct Extents {
+  std::vector<int64_t> sizes, strides;
+};
+
+inline Extents contiguous_extents(std::vector<int64_t> sizes) {
+  Extents result{std::move(sizes), {}};
+  result.strides.resize(result.sizes.size());
+  int64_t step = 1;
+  for (size_t axis = result.sizes.size(); axis-- > 0; step *= std::max<int64_t>(1, result.sizes[axis]))
+    result.strides[axis] = step;
+  return result;
+}
+
+// [batch, channels, *axes] in memory as [batch, *axes, channels].
+inline Extents channels_last_extents(std::vector<int64_t> sizes) {
+  Extents result{std::move(sizes), {}};
+  result.strides.resize(result.sizes.size());
+  result.strides[1] = 1;
+  int64_t step = result.sizes[1];
+  for (size_t axis = result.sizes.size(); axis-- > 2; step *= result.sizes[axis]) result.strides[axis] = step;
+  result.strides[0] = step;
+  return result;
+}
+
+// An uninitialised tensor on the device of `like`.
+inline Tensor empty_tensor(const Tensor& like, const Extents& extents, ScalarType dtype) {
+  int32_t device_type;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  const auto dtype_code = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(extents.sizes.size()),
+                                                         extents.sizes.data(), extents.strides.data(), dtype_code,
+                                                         device_type, like.get_device_index(), &handle));
+  return Tensor(handle);
+}
+
+}  // namespace unfoldconv
