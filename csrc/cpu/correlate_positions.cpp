@@ -44,36 +44,35 @@ void pack_rows(const Terms& terms, const Correlation<Rank>& problem, int64_t row
   const auto& kernel = problem.geometry.kernel;
   const int64_t taps = problem.geometry.tap_numel(), line_taps = kernel[Rank - 1], step = layout.axis_stride[Rank - 1];
   const int64_t blocks = ceil_div(rows, kPackedRows);
-  parallel_over(layout.count[0] * variants * blocks, kPackedRows * row_terms * sizeof(T), [&](int64_t begin,
-                                                                                              int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block % blocks * kPackedRows, count = std::min(kPackedRows, rows - first);
-      const Planes<Rank>& weight = problem.weights[block / blocks % variants];
-      const From* const from =
-          reinterpret_cast<const From*>(weight.at(block / blocks / variants, first).data);
-      T* const to = packed + (block / blocks * rows + first) * row_terms;
-      if (Terms::kHalves == 2)
-        for (int64_t row = 0; row < count; ++row) to[(row + 1) * row_terms - 1] = T{};
-      if (taps == 1) {
-        for (int64_t row = 0; row < count; ++row)
-          terms.pack.line(from + row * layout.stride[1], layout.stride[2], to + row * row_terms, channels);
-        continue;
-      }
-      for (int64_t channel = 0; channel < channels; ++channel) {
-        int64_t index[Rank] = {};
-        for (int64_t tap = 0; tap < taps; tap += line_taps) {
-          int64_t offset = channel * layout.stride[2];
-          for (int axis = 0; axis < Rank - 1; ++axis) offset += index[axis] * layout.axis_stride[axis];
-          for (int64_t row = 0; row < count; ++row) {
-            Element* const element = reinterpret_cast<Element*>(to + row * row_terms) + channel * taps + tap;
-            const From* const source = from + row * layout.stride[1] + offset;
-            for (int64_t i = 0; i < line_taps; ++i) element[i] = static_cast<Element>(source[i * step]);
+  parallel_over(
+      layout.count[0] * variants * blocks, kPackedRows * row_terms * sizeof(T), [&](int64_t begin, int64_t end) {
+        for (int64_t block = begin; block < end; ++block) {
+          const int64_t first = block % blocks * kPackedRows, count = std::min(kPackedRows, rows - first);
+          const Planes<Rank>& weight = problem.weights[block / blocks % variants];
+          const From* const from = reinterpret_cast<const From*>(weight.at(block / blocks / variants, first).data);
+          T* const to = packed + (block / blocks * rows + first) * row_terms;
+          if (Terms::kHalves == 2)
+            for (int64_t row = 0; row < count; ++row) to[(row + 1) * row_terms - 1] = T{};
+          if (taps == 1) {
+            for (int64_t row = 0; row < count; ++row)
+              terms.pack.line(from + row * layout.stride[1], layout.stride[2], to + row * row_terms, channels);
+            continue;
           }
-          for (int axis = Rank - 2; axis >= 0 && ++index[axis] == kernel[axis]; --axis) index[axis] = 0;
+          for (int64_t channel = 0; channel < channels; ++channel) {
+            int64_t index[Rank] = {};
+            for (int64_t tap = 0; tap < taps; tap += line_taps) {
+              int64_t offset = channel * layout.stride[2];
+              for (int axis = 0; axis < Rank - 1; ++axis) offset += index[axis] * layout.axis_stride[axis];
+              for (int64_t row = 0; row < count; ++row) {
+                Element* const element = reinterpret_cast<Element*>(to + row * row_terms) + channel * taps + tap;
+                const From* const source = from + row * layout.stride[1] + offset;
+                for (int64_t i = 0; i < line_taps; ++i) element[i] = static_cast<Element>(source[i * step]);
+              }
+              for (int axis = Rank - 2; axis >= 0 && ++index[axis] == kernel[axis]; --axis) index[axis] = 0;
+            }
+          }
         }
-      }
-    }
-  });
+      });
 }
 
 template <class Terms, int Rank>

@@ -1,8 +1,59 @@
-// The inner loops of the depthwise engine, for one instruction set.
+// The inner loops of the depthwise engine (depthwise.h), for one instruction set.
+//
+// They work on blocks of as many channels as a vector has lanes, in the type that sums are in: a buffer is
+// [planes, rows, columns, lanes]. Three axes serve every rank. Strides count elements.
 #pragma once
+
+#include <cstdint>
+
+#include "../scalar.h"
 
 namespace unfoldconv::cpu {
 
-struct DepthwiseKernels {};
+// A box of positions of some channels, between a tensor and a buffer for each block of them.
+struct DepthwiseCopy {
+  int64_t count[3];        // positions
+  int64_t stride[3];       // of the tensor
+  int64_t channel_stride;  // of the tensor; this or stride[2] is 1, or there is one channel or one column
+  int64_t channels;
+  int64_t block_pitch, plane_pitch, row_pitch;  // of the buffers
+};
+
+// Positions p of a window over a buffer: tap k of axis a reads element low[a] + p * stride[a] + k * dilation[a] there.
+// Planes and rows outside the buffer are padding, and left out; columns are all there, padding included.
+struct DepthwiseWindow {
+  int64_t positions[3];
+  int64_t taps[3];
+  int64_t stride[3];
+  int64_t dilation[3];
+  int64_t low[3];
+  int64_t size[3];                 // of the buffer
+  int64_t valid_begin, valid_end;  // the columns that are not padding
+};
+
+// Where a correlation finds its weights and puts its results.
+struct DepthwiseOutput {
+  int64_t weight_stride[3];  // from tap to tap, in elements of a packed weight: may be negative
+  int64_t stride[3];         // of the output, from position to position
+  int64_t lanes;             // channels of the output
+  ScalarType dtype;          // of the output
+  int64_t bytes;             // of an element of it
+};
+
+struct DepthwiseKernels {
+  int64_t vector_bytes;
+
+  // buffer = tensor, widened; lanes without a channel become 0.
+  void (*gather)(const DepthwiseCopy& copy, ScalarType dtype, const void* tensor, void* buffer);
+  // tensor = buffer, rounded.
+  void (*scatter)(const DepthwiseCopy& copy, ScalarType dtype, const void* buffer, void* tensor);
+  // output[p] = bias + sum_k weight[k] image[window(p, k)]; a null bias is 0.
+  void (*correlate)(const DepthwiseWindow& window, const DepthwiseOutput& to, const void* image, const void* weight,
+                    const void* bias, void* output);
+  // sums[k] += sum_p grad[p] image[window(p, k)]; `type` is Float or Double, grad [*positions, lanes].
+  void (*weight_sums)(const DepthwiseWindow& window, ScalarType type, const void* image, const void* grad, void* sums);
+  // sums += more, both [vectors, lanes].
+  void (*add)(ScalarType type, int64_t vectors, const void* more, void* sums);
+};
 
 }  // namespace unfoldconv::cpu
