@@ -207,7 +207,6 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                                  taps,
                                  0,
                                  0,
-                                 0,
                                  buffers.taps,
                                  vectors};
       for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {

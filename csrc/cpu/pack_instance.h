@@ -39,7 +39,7 @@ UNFOLDCONV_INLINE auto gather_piece(const From* from, int64_t step, const Piece&
   using Lane = typename Raw<From>::Lane;
   const auto* source = Raw<From>::pointer(from) + piece.offset;
   if (step == 1) return load_lanes(source, piece.begin, piece.end);
-  if constexpr (__is_same(From, float)) {
+  if constexpr (sizeof(From) <= 4) {
     if (step == 2) return load_even_lanes(source, piece.begin, piece.end);
   }
   alignas(kVectorBytes) Lane lanes[kLanes<Lane>] = {};
@@ -60,57 +60,112 @@ UNFOLDCONV_INLINE auto gather_vector(const From* from, int64_t step, const Piece
   return result;
 }
 
-// Walks the terms of a panel: which channel and tap each of them is.
-template <class From>
-struct Terms {
-  const PanelArguments<From>& arguments;
-  int64_t channel, tap;
+// A vector of a panel is filled for the same tap of several channels at a time, so that what its pieces are is found
+// out once: kChannels of them, whose rows of the image stay in the first-level cache over all taps.
+constexpr int64_t kChannels = 8;
 
-  UNFOLDCONV_INLINE Terms(const PanelArguments<From>& a, int64_t first)
-      : arguments(a), channel(first / a.taps), tap(first % a.taps) {}
-  UNFOLDCONV_INLINE bool inside() const { return channel < arguments.channels; }
-  UNFOLDCONV_INLINE const From* from() const { return arguments.from + channel * arguments.channel_stride; }
-  UNFOLDCONV_INLINE const TapPieces& pieces() const { return arguments.tap_pieces[tap - arguments.first_tap]; }
-  UNFOLDCONV_INLINE void next() {
-    if (++tap == arguments.taps) tap = 0, ++channel;
+// put(i, vector) for i < count, where vector i holds the pieces of from + i * from_step.
+template <class From, class Put>
+UNFOLDCONV_INLINE void gather_vectors(const From* from, int64_t from_step, int64_t count, int64_t step,
+                                      const Piece* pieces, int piece_count, const Put& put) {
+  using Lane = typename Raw<From>::Lane;
+  constexpr int lanes = kLanes<Lane>;
+  if (piece_count == 0) {
+    for (int64_t i = 0; i < count; ++i) put(i, Vector<Lane>{});
+  } else if (piece_count == 1 && step == 1) {
+    const auto* source = Raw<From>::pointer(from) + pieces[0].offset;
+    const int begin = pieces[0].begin, end = pieces[0].end;
+    if (begin == 0 && end == lanes)
+      for (int64_t i = 0; i < count; ++i, source += from_step) put(i, load_lanes(source, 0, lanes));
+    else
+      for (int64_t i = 0; i < count; ++i, source += from_step) put(i, load_lanes(source, begin, end));
+  } else if (piece_count == 2 && step == 1) {
+    const auto* source = Raw<From>::pointer(from);
+    const Piece a = pieces[0], b = pieces[1];
+    for (int64_t i = 0; i < count; ++i, source += from_step)
+      put(i, (Vector<Lane>)((Vector<uint32_t>)load_lanes(source + a.offset, a.begin, a.end) |
+                            (Vector<uint32_t>)load_lanes(source + b.offset, b.begin, b.end)));
+  } else {
+    for (int64_t i = 0; i < count; ++i, from += from_step) put(i, gather_vector(from, step, pieces, piece_count));
   }
-};
+}
+
+// Calls fill(element - first, channel, tap, channels) for the elements [first, first + count), where an element is tap
+// `element % taps` of channel `element / taps`: for one element, or for the same tap of some neighbouring channels, all
+// of whose taps are wanted.
+template <class Fill>
+UNFOLDCONV_INLINE void for_each_tap(int64_t taps, int64_t first, int64_t count, const Fill& fill) {
+  for (int64_t element = first, end = first + count; element < end;) {
+    int64_t channels = element % taps == 0 ? (end - element) / taps : 0;
+    if (channels == 0) {
+      fill(element - first, element / taps, element % taps, int64_t{1});
+      ++element;
+      continue;
+    }
+    channels = channels < kChannels ? channels : kChannels;
+    for (int64_t tap = 0; tap < taps; ++tap) fill(element - first + tap, element / taps, tap, channels);
+    element += channels * taps;
+  }
+}
 
 template <class T, class From>
 void pack_panel(const PanelArguments<From>& arguments, T* panel) {
   constexpr int lanes = kLanes<typename SumOf<T>::type>;
+  const int64_t width = arguments.vectors * lanes, channel_stride = arguments.channel_stride, step = arguments.step;
+  const auto* const taps = arguments.tap_pieces;
+  const From* const from = arguments.from;
   if constexpr (__is_same(T, Pair)) {
-    Terms<From> low(arguments, 2 * arguments.first), high = low;
-    high.next();
-    for (int64_t k = 0; k < arguments.count; ++k, low.next(), low.next(), high.next(), high.next()) {
-      const TapPieces& low_pieces = low.pieces();
-      const TapPieces* const high_pieces = high.inside() ? &high.pieces() : nullptr;
-      const Piece* low_piece = low_pieces.pieces;
-      const Piece* high_piece = high_pieces ? high_pieces->pieces : nullptr;
-      for (int v = 0; v < arguments.vectors; ++v, panel += lanes) {
-        auto bits = gather_vector(low.from(), arguments.step, low_piece, low_pieces.count[v]);
-        low_piece += low_pieces.count[v];
-        if (high_pieces) {
-          bits |= gather_vector(high.from(), arguments.step, high_piece, high_pieces->count[v]) << 16;
-          high_piece += high_pieces->count[v];
+    // Two elements make a term; with an odd number of taps the pairs of every second channel begin alike.
+    const int64_t unit = arguments.taps % 2 ? 2 : 1, period = arguments.taps * unit;
+    const int64_t elements = arguments.channels * arguments.taps;
+    const int64_t end = arguments.first + arguments.count;
+    for (int64_t term = arguments.first; term < end;) {
+      int64_t periods = 2 * term % period == 0 ? (2 * end < elements ? 2 * end : elements) - 2 * term : 0;
+      periods = periods < 0 ? 0 : periods / period;
+      periods = periods < kChannels ? periods : kChannels;
+      const int64_t terms = periods ? period / 2 : 1, repeats = periods ? periods : 1;
+      for (int64_t i = 0; i < terms; ++i) {
+        const int64_t low = 2 * (term + i), high = low + 1;
+        const TapPieces& low_tap = taps[low % arguments.taps];
+        const Piece* low_pieces = low_tap.pieces;
+        const TapPieces& high_tap = taps[high % arguments.taps];
+        const Piece* high_pieces = high_tap.pieces;
+        const From* const low_from = from + low / arguments.taps * channel_stride;
+        const From* const high_from = from + high / arguments.taps * channel_stride;
+        for (int v = 0; v < arguments.vectors; ++v) {
+          Vector<uint32_t> bits[kChannels];
+          gather_vectors(low_from, unit * channel_stride, repeats, step, low_pieces, low_tap.count[v],
+                         [&](int64_t n, Vector<uint32_t> value) UNFOLDCONV_INLINE_LAMBDA { bits[n] = value; });
+          low_pieces += low_tap.count[v];
+          T* const to = panel + (term + i - arguments.first) * width + v * lanes;
+          gather_vectors(high_from, unit * channel_stride, repeats, step, high_pieces,
+                         high < elements ? high_tap.count[v] : 0,
+                         [&](int64_t n, Vector<uint32_t> value) UNFOLDCONV_INLINE_LAMBDA {
+                           const Vector<uint32_t> both = bits[n] | value << 16;
+                           __builtin_memcpy(to + n * terms * width, &both, sizeof both);
+                         });
+          high_pieces += high_tap.count[v];
         }
-        __builtin_memcpy(panel, &bits, sizeof bits);
       }
+      term += repeats * terms;
     }
   } else {
-    Terms<From> term(arguments, arguments.first);
-    for (int64_t k = 0; k < arguments.count; ++k, term.next()) {
-      const TapPieces& tap = term.pieces();
-      const Piece* piece = tap.pieces;
-      for (int v = 0; v < arguments.vectors; ++v, panel += lanes) {
-        const auto value = gather_vector(term.from(), arguments.step, piece, tap.count[v]);
-        piece += tap.count[v];
-        if constexpr (__is_same(T, From))
-          store(panel, value);
-        else
-          store(panel, widen_bits(value, From{}));
-      }
-    }
+    for_each_tap(arguments.taps, arguments.first, arguments.count,
+                 [&](int64_t term, int64_t channel, int64_t tap, int64_t channels) UNFOLDCONV_INLINE_LAMBDA {
+                   const Piece* pieces = taps[tap].pieces;
+                   T* to = panel + term * width;
+                   for (int v = 0; v < arguments.vectors; ++v, to += lanes) {
+                     gather_vectors(from + channel * channel_stride, channel_stride, channels, step, pieces,
+                                    taps[tap].count[v], [&](int64_t n, auto value) UNFOLDCONV_INLINE_LAMBDA {
+                                      T* const row = to + n * arguments.taps * width;
+                                      if constexpr (__is_same(T, From))
+                                        store(row, value);
+                                      else
+                                        store(row, widen_bits(value, From{}));
+                                    });
+                     pieces += taps[tap].count[v];
+                   }
+                 });
   }
 }
 
@@ -118,18 +173,23 @@ template <class T, class From>
 void pack_rows(const PanelArguments<From>& arguments, T* rows) {
   if constexpr (__is_same(T, Pair)) {
     typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));
-    auto* to = reinterpret_cast<uint16_t*>(rows);
-    Terms<From> term(arguments, arguments.first);
-    for (int64_t k = 0; k < arguments.count; ++k, term.next()) {
-      const TapPieces& tap = term.pieces();
-      const Piece* piece = tap.pieces;
-      for (int v = 0; v < arguments.vectors; ++v, to += kLanes<float>) {
-        const Half16 bits =
-            __builtin_convertvector(gather_vector(term.from(), arguments.step, piece, tap.count[v]), Half16);
-        piece += tap.count[v];
-        __builtin_memcpy(to, &bits, sizeof bits);
-      }
-    }
+    constexpr int lanes = kLanes<float>;
+    const int64_t width = arguments.vectors * lanes;
+    for_each_tap(arguments.taps, arguments.first, arguments.count,
+                 [&](int64_t term, int64_t channel, int64_t tap, int64_t channels) UNFOLDCONV_INLINE_LAMBDA {
+                   const Piece* pieces = arguments.tap_pieces[tap].pieces;
+                   auto* to = reinterpret_cast<uint16_t*>(rows) + term * width;
+                   for (int v = 0; v < arguments.vectors; ++v, to += lanes) {
+                     const int count = arguments.tap_pieces[tap].count[v];
+                     gather_vectors(arguments.from + channel * arguments.channel_stride, arguments.channel_stride,
+                                    channels, arguments.step, pieces, count,
+                                    [&](int64_t n, Vector<uint32_t> value) UNFOLDCONV_INLINE_LAMBDA {
+                                      const Half16 bits = __builtin_convertvector(value, Half16);
+                                      __builtin_memcpy(to + n * arguments.taps * width, &bits, sizeof bits);
+                                    });
+                     pieces += count;
+                   }
+                 });
   } else {
     pack_panel<T, From>(arguments, rows);
   }

@@ -32,7 +32,6 @@ struct PanelArguments {
   int64_t channel_stride, step;
   int64_t channels, taps;
   int64_t first, count;
-  int64_t first_tap;  // whose pieces come first
   const TapPieces* tap_pieces;
   int vectors;
 };

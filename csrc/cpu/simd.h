@@ -98,6 +98,17 @@ UNFOLDCONV_INLINE Vector<float> load_even_lanes(const float* from, int begin, in
 #endif
 }
 
+UNFOLDCONV_INLINE Vector<uint32_t> load_even_lanes(const uint16_t* from, int begin, int end) {
+#if UNFOLDCONV_VECTOR_BYTES == 64
+  const uint64_t mask = (~uint64_t{0} << (2 * begin)) & ~(~uint64_t{0} << (2 * end - 1));
+  return (Vector<uint32_t>)_mm512_maskz_loadu_epi16(static_cast<__mmask32>(mask), from) & 0xffff;
+#else
+  Vector<uint32_t> result{};
+  for (int i = begin; i < end; ++i) result[i] = from[2 * i];
+  return result;
+#endif
+}
+
 // Writes lanes [0, count) alone.
 UNFOLDCONV_INLINE void store_lanes(float* to, Vector<float> value, int count) {
 #if UNFOLDCONV_VECTOR_BYTES == 64

@@ -191,7 +191,7 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
         T* const rows = buffers.patches + s * plan.block_patches * segment_terms;
         terms.pack.rows({reinterpret_cast<const From*>(problem.image.data) + group * image.stride[1], image.stride[2],
                          geometry.stride[Rank - 1] * image.axis_stride[Rank - 1], channels, taps, first_patch, patches,
-                         0, buffers.taps, static_cast<int>(plan.segment / terms.tiles.lanes)},
+                         buffers.taps, static_cast<int>(plan.segment / terms.tiles.lanes)},
                         rows);
         Run<T>& run = buffers.runs[s];
         for (int64_t i = 0; i < kTileRows; ++i) run.a[i] = rows + i * segment_terms;
