@@ -55,13 +55,25 @@ UNFOLDCONV_INLINE void multiply_add(Vector<T> (&sum)[V], int64_t count, const T*
   }
 }
 
+// Sums to elements `step` apart, in another dtype than theirs or fewer lanes than a vector's. Not inlined: there are
+// many callers, and what it does is long.
 template <class T>
-UNFOLDCONV_INLINE void put(ScalarType dtype, void* output, int64_t element, Vector<T> value, int64_t lanes) {
-  if constexpr (sizeof(T) == 4) {
-    if (dtype == ScalarType::BFloat16) return store_rounded(static_cast<BFloat16*>(output) + element, value, lanes);
-    if (dtype == ScalarType::Half) return store_rounded(static_cast<Half*>(output) + element, value, lanes);
+__attribute__((noinline)) void put_sums(const DepthwiseOutput& to, void* output, int64_t element, int64_t step,
+                                        const T* sums, int count) {
+  for (int v = 0; v < count; ++v, element += step) {
+    const Vector<T> value = load(sums + v * kLanes<T>);
+    if constexpr (sizeof(T) == 4) {
+      if (to.dtype == ScalarType::BFloat16) {
+        store_rounded(static_cast<BFloat16*>(output) + element, value, to.lanes);
+        continue;
+      }
+      if (to.dtype == ScalarType::Half) {
+        store_rounded(static_cast<Half*>(output) + element, value, to.lanes);
+        continue;
+      }
+    }
+    store_rounded(static_cast<T*>(output) + element, value, to.lanes);
   }
-  store_rounded(static_cast<T*>(output) + element, value, lanes);
 }
 
 // Columns [x, x + V) of every row, with a window of `Taps` columns if that is not 0.
@@ -124,8 +136,15 @@ void correlate_columns(const DepthwiseWindow& w, const DepthwiseOutput& to, cons
       const char* next = static_cast<const char*>(output) + (element + to.stride[1]) * to.bytes;
 #pragma GCC unroll 16
       for (int v = 0; v < V; ++v) __builtin_prefetch(next + v * column_step * to.bytes, 1);
+      if (to.lanes == lanes && to.bytes == sizeof(T)) {
 #pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) put<T>(to.dtype, output, element + v * column_step, sum[v], to.lanes);
+        for (int v = 0; v < V; ++v) store(static_cast<T*>(output) + element + v * column_step, sum[v]);
+      } else {
+        alignas(kVectorBytes) T sums[V * lanes];
+#pragma GCC unroll 16
+        for (int v = 0; v < V; ++v) store(sums + v * lanes, sum[v]);
+        put_sums<T>(to, output, element, column_step, sums, V);
+      }
     }
   }
 }
@@ -175,8 +194,10 @@ using Columns = void (*)(const DepthwiseWindow&, const DepthwiseOutput&, const T
 
 template <class T, int Step, int Taps, int V>
 constexpr Columns<T> columns_of() {
-  // Narrow pieces are rare: one version for every window is enough.
-  return correlate_columns < T, V, Step, V >= kLeastSumsOfKnownTaps ? Taps : 0 > ;
+  // Narrow pieces are rare, and vectors of 16 bytes are for processors that are slow anyway: there one version for
+  // every window is enough.
+  constexpr bool known = V >= kLeastSumsOfKnownTaps && kVectorBytes > 16;
+  return correlate_columns < T, V, Step, known ? Taps : 0 > ;
 }
 
 template <class T, int Step, int Taps, int... V>

@@ -69,7 +69,14 @@ const Kernels& kernels() {
     case Isa::generic: return generic::kernels;
     case Isa::avx2: return avx2::kernels;
     case Isa::avx512: return avx512::kernels;
-    case Isa::avx512_bf16: return avx512_bf16::kernels;
+    case Isa::avx512_bf16: {
+      static const Kernels with_pairs = [] {
+        Kernels kernels = avx512::kernels;
+        kernels.tiles.bf16 = avx512_bf16::pair_tiles();
+        return kernels;
+      }();
+      return with_pairs;
+    }
   }
 #endif
   return generic::kernels;

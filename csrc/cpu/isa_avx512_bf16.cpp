@@ -1,4 +1,4 @@
-// The kernels for avx512_bf16: avx512 and its products of bfloat16.
+// The kernels that avx512_bf16 has instead of those of avx512.
 #ifdef __x86_64__
 #include "instance_headers.h"
 
@@ -6,5 +6,13 @@
 #define UNFOLDCONV_ISA avx512_bf16
 #define UNFOLDCONV_VECTOR_BYTES 64
 #define UNFOLDCONV_BF16_PRODUCTS
-#include "instance.h"
+#include "simd.h"
+// Needs the vectors of simd.h.
+#include "tile_instance.h"
+
+namespace unfoldconv::cpu::avx512_bf16 {
+
+Tiles<Pair> pair_tiles() { return tiles<Pair>(); }
+
+}  // namespace unfoldconv::cpu::avx512_bf16
 #endif

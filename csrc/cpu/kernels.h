@@ -34,7 +34,7 @@ namespace avx512 {
 extern const Kernels kernels;
 }
 namespace avx512_bf16 {
-extern const Kernels kernels;
+Tiles<Pair> pair_tiles();
 }
 #endif
 

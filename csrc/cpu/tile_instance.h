@@ -94,13 +94,9 @@ constexpr Tiles<T> tiles() {
   return result;
 }
 
-TileKernels tile_kernels() {
-#ifdef UNFOLDCONV_BF16_PRODUCTS
-  return {tiles<float>(), tiles<double>(), tiles<Pair>()};
-#else
-  return {tiles<float>(), tiles<double>(), {}};
+#ifndef UNFOLDCONV_BF16_PRODUCTS
+TileKernels tile_kernels() { return {tiles<float>(), tiles<double>(), {}}; }
 #endif
-}
 
 }  // namespace
 }  // namespace unfoldconv::cpu::UNFOLDCONV_ISA
