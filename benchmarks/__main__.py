@@ -13,6 +13,7 @@ from .cases import FORMATS
 from .compare import compare
 from .harness import Limits, run_cases
 from .options import Defaults, add_options, select_cases, select_peers
+from .peers import TORCH
 from .problems import COLUMN_PASSES, CONVOLUTION_PASSES
 from .report import Report
 
@@ -49,11 +50,16 @@ _WINDOWS = (
 )
 
 MEASUREMENTS = {
-    "layers": Measurement("convolution and its gradients, layer by layer", CONVOLUTION_PASSES, Defaults()),
+    "layers": Measurement(
+        "convolution and its gradients, layer by layer",
+        CONVOLUTION_PASSES,
+        # What the targets are about (targets.py), in about ten minutes on two cores.
+        Defaults(("f32", "bf16", "f64"), FORMATS, sampled=("f64",), peers=(TORCH.name,), seconds=480.0),
+    ),
     "unfold": Measurement(
         "unfold and fold beside F.unfold and F.fold",
         COLUMN_PASSES,
-        Defaults(("f32", "bf16", "f64"), FORMATS, _WINDOWS, 150.0),
+        Defaults(("f32", "bf16", "f64"), FORMATS, _WINDOWS, seconds=150.0),
     ),
 }
 
@@ -97,8 +103,8 @@ def _measure(arguments: argparse.Namespace, argv: Sequence[str], console: Consol
         raise ValueError("--device cuda must have a CUDA device and a torch built for it, but got neither or one only")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    cases = select_cases(arguments)
-    settings = {"seconds": arguments.seconds, "rounds": arguments.rounds}
+    cases, left_out = select_cases(arguments)
+    settings = {"seconds": arguments.seconds, "rounds": arguments.rounds, "left_out": left_out}
     report = Report(console, arguments.command, argv, settings, cases[0].device)
     limits = Limits(arguments.rounds, arguments.seconds)
     interrupted = False

@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +23,16 @@ class Defaults:
         dtypes: Names of number formats.
         formats: Names of memory formats.
         names: Parts of the names of the layers of `LAYERS_FILE` to take; none mean every layer.
+        peers: What to compare with beside torch.
+        sampled: Of the dtypes, those that are measured on one layer of each family only.
         seconds: What the run should take.
     """
 
     dtypes: tuple[str, ...] = ("f32",)
     formats: tuple[str, ...] = ("contiguous",)
     names: tuple[str, ...] = ()
+    peers: tuple[str, ...] = tuple(PEERS)
+    sampled: tuple[str, ...] = ()
     seconds: float = 300.0
 
 
@@ -45,7 +50,7 @@ def add_options(parser: argparse.ArgumentParser, passes: Sequence[str], defaults
         ("--dtype", "dtypes", DTYPES, list(defaults.dtypes), "number formats"),
         ("--format", "formats", FORMATS, list(defaults.formats), "memory formats"),
         ("--pass", "passes", passes, list(passes), "passes"),
-        ("--peer", "peers", PEERS, list(PEERS), "what to compare with; torch is always there"),
+        ("--peer", "peers", PEERS, list(defaults.peers), "what to compare with; torch is always there"),
     ):
         described = f"{text}: {', '.join(valid)} (default: {', '.join(default)})"
         add_list(flag, dest, valid, default, described)
@@ -54,19 +59,23 @@ def add_options(parser: argparse.ArgumentParser, passes: Sequence[str], defaults
     parser.set_defaults(usual_names=defaults.names)
     add_list("--family", "families", (), [], "only families whose name contains one of these")
     parser.add_argument("--layers-file", type=Path, default=LAYERS_FILE, metavar="FILE", help="layers to measure")
-    parser.add_argument(
-        "--seconds", type=_positive(float), default=defaults.seconds, help="time to aim at (default: %(default)s)"
-    )
+    # --dtype makes a list of its own: a dtype that is asked for is measured on every layer.
+    parser.set_defaults(sampled=defaults.sampled, default_dtypes=parser.get_default("dtypes"))
+    text = "time to aim at (default: %(default)s)"
+    parser.add_argument("--seconds", type=_positive(float), default=defaults.seconds, help=text)
     parser.add_argument("--rounds", type=_positive(int), default=30, help="rounds at most (default: %(default)s)")
     parser.add_argument("--threads", type=_positive(int), help="CPU threads (default: torch's)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
 
 
-def select_cases(arguments: argparse.Namespace) -> list[Case]:
-    """The cases that the options ask for and torch knows, layer by layer.
+def select_cases(arguments: argparse.Namespace) -> tuple[list[Case], list[str]]:
+    """The cases that the options ask for and torch knows, layer by layer, and what was left out.
 
     Args:
         arguments: What `add_options` parsed.
+
+    Returns:
+        The cases; and a sentence for each reason to leave some out.
 
     Raises:
         ValueError: There are none.
@@ -86,18 +95,25 @@ def select_cases(arguments: argparse.Namespace) -> list[Case]:
         for problem in load_problems(arguments.layers_file, device.type)
         if chosen(problem.name, names) and chosen(problem.family, families)
     ]
-    cases = [
-        Case(problem, pass_, DTYPES[dtype], memory_format, device)
-        for problem, dtype, memory_format, pass_ in itertools.product(
-            problems, arguments.dtypes, arguments.formats, arguments.passes
-        )
-    ]
-    known = [case for case in cases if case.refusal() is None]
-    if not known:
-        refusals = (case.refusal() for case in cases)
-        why = next(refusals, f"{arguments.layers_file.name} has no layer of such a name and family")
+    # Fewest groups first: torch computes grouped float64 convolutions group by group, in seconds.
+    costs = {problem: (problem.groups, problem.work("forward").flop) for problem in problems}
+    sample = {problem.family: problem for problem in sorted(problems, key=costs.__getitem__, reverse=True)}
+    sampled = arguments.sampled if arguments.dtypes is arguments.default_dtypes else ()
+    cases, left_out = [], Counter[str]()
+    for problem, dtype, memory_format, pass_ in itertools.product(
+        problems, arguments.dtypes, arguments.formats, arguments.passes
+    ):
+        case = Case(problem, pass_, DTYPES[dtype], memory_format, device)
+        if reason := case.refusal():
+            left_out[reason] += 1
+        elif dtype in sampled and problem is not sample[problem.family]:
+            left_out[f"{dtype} is measured on one layer of each family, with --dtype {dtype} on all"] += 1
+        else:
+            cases.append(case)
+    if not cases:
+        why = next(iter(left_out), f"{arguments.layers_file.name} has no layer of such a name and family")
         raise ValueError(f"the options must leave at least one case, but got none: {why}")
-    return known
+    return cases, [f"{count} cases left out: {reason}" for reason, count in left_out.items()]
 
 
 def select_peers(arguments: argparse.Namespace, cases: Sequence[Case]) -> list[Peer]:

@@ -19,6 +19,7 @@ from .hardware import busy_warning, device_name, hardware, versions
 from .harness import Observer
 from .problems import CONVOLUTION_PASSES
 from .results import SCHEMA, CaseResult, Side, case_json, summary_json
+from .targets import overview_json, target_json, target_lines
 
 MEBIBYTE = 1 << 20
 SHORT_FORMAT = {"contiguous": "contig", "channels_last": "chlast"}
@@ -80,6 +81,8 @@ class Report(Observer):
         self._print(device_name(self._data["hardware"]))
         if warning := busy_warning():
             self._print(warning, style="yellow")
+        for sentence in self._data["settings"]["left_out"]:
+            self._print(sentence)
         with self._bar(total):
             for result in results:
                 if not self._data["cases"]:
@@ -93,7 +96,7 @@ class Report(Observer):
                     bar.advance(task)
 
     def finish(self, path: Path | None) -> int:
-        """Prints the geometric means and writes the results file.
+        """Prints the geometric means, says whether the targets are reached, and writes the results file.
 
         Args:
             path: The results file, or None for none.
@@ -104,6 +107,11 @@ class Report(Observer):
         self._data["summary"] = summary_json(self._data["cases"])
         for table in summary_tables(self._data["summary"]):
             self._console.print(table)
+        self._data["overview"] = overview_json(self._data["cases"])
+        self._data["targets"] = target_json(self._data["cases"])
+        self._console.print(overview_table(self._data["overview"]))
+        for line in target_lines(self._data["targets"]):
+            self._print(line)
         if self._failures:
             self._print(f"{self._failures} of {len(self._data['cases'])} cases WRONG or FAILED", style="bold red")
         if path is not None:
@@ -193,6 +201,21 @@ def summary_tables(summary: Sequence[dict[str, Any]]) -> Iterator[Table]:
                 table.add_section()
             table.add_row(family, str(whole["cases"]), *("-" if cell is None else f"{cell:.2f}" for cell in cells))
         yield table
+
+
+def overview_table(overview: Sequence[dict[str, Any]]) -> Table:
+    """A row per family, dtype, format, pass and for all: the geometric mean of torch's time / ours, and the lowest."""
+    table = Table(title="torch's time / our time", title_justify="left")
+    for heading in ("by", "of", "cases", "mean", "lowest", "lowest of"):
+        table.add_column(heading, justify="left" if heading in ("by", "of", "lowest of") else "right")
+    by = None
+    for entry in overview:
+        if entry["by"] != by:
+            table.add_section()
+            by = entry["by"]
+        numbers = ("-" if entry[key] is None else f"{entry[key]:.2f}" for key in ("ratio", "lowest"))
+        table.add_row(entry["by"], entry["name"], str(entry["cases"]), *numbers, entry["lowest_case"] or "-")
+    return table
 
 
 def _mebibytes(side: Side) -> str:

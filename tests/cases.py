@@ -167,13 +167,14 @@ _SITUATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def _case(situation: str, rank: int) -> Case:
-    fields = {**_PLAIN, **_SITUATIONS[situation]}
+def make_case(name: str, rank: int, **changes: Any) -> Case:
+    """The plain situation with some changes; entries per axis are cut to the rank."""
+    fields = {**_PLAIN, **changes}
     per_axis = {name: value[:rank] for name, value in fields.items() if isinstance(value, tuple)}
-    return Case(name=f"{situation}-{rank}d", **{**fields, **per_axis})
+    return Case(name=f"{name}-{rank}d", **{**fields, **per_axis})
 
 
-CASES = [_case(situation, rank) for rank in (1, 2, 3) for situation in _SITUATIONS]
+CASES = [make_case(name, rank, **changes) for rank in (1, 2, 3) for name, changes in _SITUATIONS.items()]
 CASES_2D = [case for case in CASES if case.rank == 2]
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import ceilings, options, results, timing
+from benchmarks import ceilings, options, results, targets, timing
 from benchmarks.__main__ import main
-from benchmarks.cases import Case, Operands
+from benchmarks.cases import FORMATS, Case, Operands
 from benchmarks.peers import OURS, Thunk
 from benchmarks.problems import COLUMN_PASSES, CONVOLUTION_PASSES
 from tiny_layers import TINY, spoiled
@@ -31,8 +31,10 @@ CASE_KEYS = {
     *("columns_bytes", "floor_ms", "times_floor", "flop_per_second", "bytes_per_second", "error_bound"),
     *("ours", "peers"),
 }
+QUICK = ("--dtype", "f32", "--format", "contiguous")
 RUN_KEYS = {
     *("schema", "benchmark", "date", "command", "settings", "versions", "hardware", "ceilings", "cases", "summary"),
+    *("overview", "targets"),
 }
 
 
@@ -55,9 +57,8 @@ def run_main(layers_file: Path, *arguments: str) -> tuple[int, dict[str, Any]]:
 
 @pytest.mark.usefixtures("quick")
 def test_layers_end_to_end(layers_file: Path, device: torch.device, capsys: pytest.CaptureFixture[str]) -> None:
-    status, data = run_main(
-        layers_file, "layers", "--name", "plane,line", "--device", device.type, "--dtype", "f32,f64"
-    )
+    chosen = ["--name", "plane,line", "--device", device.type, "--dtype", "f32,f64", "--format", "contiguous"]
+    status, data = run_main(layers_file, "layers", *chosen, "--peer", "unfold")
     assert status == 0
     assert data.keys() == RUN_KEYS
     assert [(case["name"], case["dtype"], case["pass"]) for case in data["cases"]] == [
@@ -89,6 +90,60 @@ def test_layers_end_to_end(layers_file: Path, device: torch.device, capsys: pyte
 
 
 @pytest.mark.usefixtures("quick")
+def test_the_whole_matrix_is_the_default(layers_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every layer, pass, dtype and format that torch has; float64 once a family; and what is left out is said."""
+    status, data = run_main(layers_file, "layers")
+    assert status == 0
+    found = [(case["name"], case["dtype"], case["format"], case["pass"]) for case in data["cases"]]
+    layers = [row["name"] for row in TINY]
+    assert found == [
+        (name, dtype, memory_format, pass_)
+        for name in layers
+        for dtype in ("f32", "bf16", "f64")
+        for memory_format in FORMATS
+        for pass_ in CONVOLUTION_PASSES
+        if (dtype != "f64" or name in ("line", "sparse", "volume"))
+        and (name != "line" or memory_format == "contiguous")
+    ]
+    left_out = data["settings"]["left_out"]
+    assert [sentence.partition(" ")[0] for sentence in left_out] == ["9", "12"]
+    printed = capsys.readouterr().out
+    assert all(sentence in printed for sentence in left_out)
+    assert "1 threads" in printed
+    assert printed.count("\ntarget ") == 5
+    assert "target unfold and fold: not measured in this run" in printed
+    by = {entry["by"] for entry in data["overview"]}
+    assert by == {"family", "dtype", "format", "pass", "all"}
+    for entry in data["overview"]:
+        members = [case for case in data["cases"] if entry["by"] == "all" or case[entry["by"]] == entry["name"]]
+        ratios = [case["peers"]["torch"]["ratio"]["median"] for case in members]
+        assert entry["cases"] == len(ratios)
+        assert entry["lowest"] == min(ratios)
+        assert entry["ratio"] == pytest.approx(results.geometric_mean(ratios), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "line"),
+    [
+        ([1.5, 1.2], "target f32: reached; mean 1.34 of 1.3; lowest 1.20 of 0.9, b f32 contiguous forward; 0 of 2"),
+        ([4.0, 0.5], "target f32: MISSED; mean 1.41 of 1.3; lowest 0.50 of 0.9, short of it by 0.40, b f32"),
+        ([1.0, 1.0], "target f32: MISSED; mean 1.00 of 1.3, short of it by 0.30; lowest 1.00 of 0.9, a f32"),
+        ([2.0, None], "0 of 1 cases below; 1 more wrong, failed or skipped"),
+    ],
+)
+def test_targets_say_how_much_is_missing(ratios: list[float | None], line: str) -> None:
+    cases = [
+        {"name": name, "family": "dense", "dtype": "f32", "format": "contiguous", "pass": "forward"}
+        | {"status": "ok" if ratio else "wrong", "peers": {"torch": {"ratio": {"median": ratio}}}}
+        for name, ratio in zip("ab", ratios, strict=True)
+    ]
+    found, *others = targets.target_lines(targets.target_json(cases))
+    assert line in found
+    assert all("not measured" in other for other in others)
+    assert targets.target_json(cases)[0]["reached"] == ("reached" in line)
+
+
+@pytest.mark.usefixtures("quick")
 def test_unfold_end_to_end(layers_file: Path) -> None:
     """Every rank in every format: torch's part for one and three axes is made of what torch has."""
     status, data = run_main(layers_file, "unfold")
@@ -107,7 +162,9 @@ def test_a_wrong_op_is_reported_and_sets_the_exit_status(
     layers_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(results, "OURS", spoiled(lambda result: result.mul_(1.01)))
-    status, data = run_main(layers_file, "layers", "--name", "plane", "--pass", "forward", "--pass", "grad_weight")
+    status, data = run_main(
+        layers_file, "layers", "--name", "plane", "--pass", "forward", "--pass", "grad_weight", *QUICK
+    )
     assert status == 1
     assert [case["status"] for case in data["cases"]] == ["wrong", "wrong"]
     assert all(case.keys() == CASE_KEYS and case["ours"]["ms"] is None for case in data["cases"])
@@ -127,7 +184,7 @@ def test_an_interrupted_run_keeps_what_it_has(
         return OURS.prepare(case, operands)
 
     monkeypatch.setattr(results, "OURS", dataclasses.replace(OURS, prepare=interrupt))
-    status, data = run_main(layers_file, "layers", "--name", "plane")
+    status, data = run_main(layers_file, "layers", "--name", "plane", *QUICK)
     assert status == 130
     assert [case["pass"] for case in data["cases"]] == ["forward"]
 
@@ -164,7 +221,7 @@ def test_list_options_replace_the_default_and_repeat() -> None:
 def test_compare_sets_our_change_beside_that_of_torch(
     layers_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, old = run_main(layers_file, "layers", "--name", "plane", "--pass", "forward")
+    _, old = run_main(layers_file, "layers", "--name", "plane", "--pass", "forward", *QUICK)
     new = json.loads(json.dumps(old))
     new["cases"][0]["ours"]["ms"]["median"] = old["cases"][0]["ours"]["ms"]["median"] / 2
     old_path, new_path = tmp_path / "old.json", tmp_path / "new.json"

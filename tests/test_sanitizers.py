@@ -13,7 +13,15 @@ from unfoldconv import _build
 from unfoldconv._build import Profile
 
 ROOT = Path(__file__).resolve().parent.parent
-OP_TESTS = ["test_columns.py", "test_patches.py", "test_depthwise.py", "test_convolution.py", "test_errors.py", "test_fuzz.py"]
+OP_TESTS = [
+    "test_columns.py",
+    "test_patches.py",
+    "test_depthwise.py",
+    "test_convolution.py",
+    "test_engines.py",
+    "test_errors.py",
+    "test_fuzz.py",
+]
 SANITIZE = "-fsanitize=address,undefined"
 SANITIZED = Profile(
     compile=(SANITIZE, "-fno-sanitize-recover=undefined", "-fno-wrapv", "-fno-omit-frame-pointer", "-O1", "-g"),

@@ -1,5 +1,6 @@
 """The promise about memory: a convolution takes no more than the workspace limit beyond operands, result and weight."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -8,38 +9,59 @@ from torch import Tensor
 
 import unfoldconv as uc
 from benchmarks.memory import peak_extra_bytes
+from cases import channels_last
 
 MEGABYTE = 2**20
 ERROR = 2 * MEGABYTE  # of the measurement, which counts pages of the whole process
 
 
+# Input, weight, stride, padding and groups.
+PROBLEMS: dict[str, tuple[tuple[int, ...], tuple[int, ...], int, int, int]] = {
+    "dense": ((4, 32, 128, 128), (32, 32, 3, 3), 1, 1, 1),
+    "strided": ((8, 32, 128, 128), (32, 32, 3, 3), 2, 1, 1),
+    "stem": ((8, 3, 160, 160), (32, 3, 7, 7), 2, 3, 1),
+    "long_sums": ((2, 320, 48, 48), (40, 320, 3, 3), 1, 1, 1),
+    "grouped": ((4, 64, 96, 96), (64, 8, 3, 3), 1, 1, 8),
+    "depthwise": ((4, 64, 96, 96), (64, 1, 5, 5), 1, 2, 64),
+}
+
+
+@pytest.mark.parametrize("arrange", [Tensor.contiguous, channels_last], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("problem", PROBLEMS)
 @pytest.mark.parametrize("name", ["conv", "conv_input_grad", "conv_weight_grad"])
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_workspace_is_bounded(
-    name: str, stride: int, dtype: torch.dtype, device: torch.device, threads: Callable[[int], None]
+    name: str,
+    problem: str,
+    dtype: torch.dtype,
+    arrange: Callable[[Tensor], Tensor],
+    device: torch.device,
+    threads: Callable[[int], None],
 ) -> None:
-    """The unfolded matrix would take ten times the limit and more."""
+    """The unfolded matrix would take a multiple of the limit."""
     threads(2)
-    window = ([stride] * 2, [1, 1], [1, 1], [1, 1])
-    x = torch.randn(4, 32, 128, 128, device=device).to(dtype)
-    w = torch.randn(32, 32, 3, 3, device=device).to(dtype)
-    y = torch.ops.unfoldconv.conv(x, w, None, *window, 1)
+    input_shape, weight_shape, stride, padding, groups = PROBLEMS[problem]
+    kernel, size = list(weight_shape[2:]), list(input_shape[2:])
+    window = ([stride] * 2, [padding] * 2, [padding] * 2, [1, 1])
+    ops = torch.ops.unfoldconv
+    x = arrange(torch.randn(input_shape, device=device).to(dtype))
+    w = arrange(torch.randn(weight_shape, device=device).to(dtype))
+    y = ops.conv(x, w, None, *window, groups)
     calls: dict[str, Callable[[], Tensor]] = {
-        "conv": lambda: torch.ops.unfoldconv.conv(x, w, None, *window, 1),
-        "conv_input_grad": lambda: torch.ops.unfoldconv.conv_input_grad(y, w, None, [128, 128], *window, 1),
-        "conv_weight_grad": lambda: torch.ops.unfoldconv.conv_weight_grad(y, x, [3, 3], *window, 1),
+        "conv": lambda: ops.conv(x, w, None, *window, groups),
+        "conv_input_grad": lambda: ops.conv_input_grad(y, w, None, size, *window, groups),
+        "conv_weight_grad": lambda: ops.conv_weight_grad(y, x, kernel, *window, groups),
     }
-    columns_bytes = 4 * 288 * y.shape[2] * y.shape[3] * 4
-    packed_bytes = w.numel() * 4
-    for limit in (MEGABYTE // 2, None):
-        with uc.workspace_limit(limit or 2 * MEGABYTE):
+    computed_size = max(dtype.itemsize, 4)  # 16-bit types are computed in float32
+    columns_bytes = math.prod(y.shape[2:]) * x.shape[0] * x.shape[1] * math.prod(kernel) * computed_size
+    for limit in (2 * MEGABYTE, MEGABYTE // 2, MEGABYTE // 16):
+        with uc.workspace_limit(limit):
             calls[name]()
             extra = peak_extra_bytes(calls[name], device)
         if extra is None:
             pytest.skip("the peak of resident memory cannot be measured here")
-        allowed = 2 * (limit or 2 * MEGABYTE) + packed_bytes + ERROR
-        assert extra <= allowed < columns_bytes
+        allowed = 2 * limit + w.numel() * computed_size + ERROR
+        assert extra <= allowed < columns_bytes, f"limit {limit}"
 
 
 def test_sums_of_the_weight_gradient_count(device: torch.device) -> None:

@@ -107,7 +107,8 @@ Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
   plan.rows = static_cast<int64_t>(problem.outputs.size()) * count[2];
   plan.terms = Terms::count(problem.image.layout.count[2] * problem.geometry.tap_numel());
   const int64_t panel_bytes = std::min(kPanelBytes, limit / 4);
-  plan.chunk = std::max<int64_t>(1, panel_bytes / (plan.panel_lanes * sizeof(typename Terms::T)));
+  // Not by panel_lanes: where a sum is cut must not depend on the batch.
+  plan.chunk = std::max<int64_t>(1, panel_bytes / (terms.most_lanes() * sizeof(typename Terms::T)));
   plan.chunks = std::max<int64_t>(1, ceil_div(plan.terms, plan.chunk));
   plan.chunk = ceil_div(plan.terms, plan.chunks);
   // Panels first, then groups, then rows, which gather the same panel again.

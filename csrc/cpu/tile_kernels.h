@@ -15,7 +15,7 @@ namespace unfoldconv::cpu {
 
 constexpr int kTileRows = 6;
 constexpr int kTileVectors = 4;
-constexpr int64_t kBlockTerms = 128;
+constexpr int64_t kBlockTerms = 32;
 
 // Two neighbouring bfloat16 of a sum, multiplied and added in one step.
 struct Pair {

@@ -1,0 +1,102 @@
+"""The computations that the tests of convolutions run, ours and the reference's, and operands for them."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import unfoldconv as uc
+from cases import Case, random_tensor
+from compare import assert_within_rounding, wide
+from unfoldconv.reference import conv_naive, conv_transpose_naive, unfold_conv
+
+CONV = {1: uc.conv1d, 2: uc.conv2d, 3: uc.conv3d}
+CONV_TRANSPOSE = {1: uc.conv_transpose1d, 2: uc.conv_transpose2d, 3: uc.conv_transpose3d}
+
+
+def conv(case: Case, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return CONV[case.rank](input, weight, bias, **case.window, groups=case.groups)
+
+
+def conv_op(case: Case, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.unfoldconv.conv(input, weight, bias, *case.op_window, case.groups)
+
+
+def conv_expected(case: Case, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return conv_naive(input, weight, bias, **case.window, groups=case.groups)
+
+
+def conv_transpose(case: Case, output: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return CONV_TRANSPOSE[case.rank](
+        output, weight, bias, **case.window, output_padding=case.output_padding, groups=case.groups
+    )
+
+
+def conv_input_grad_op(case: Case, output: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return torch.ops.unfoldconv.conv_input_grad(
+        output, weight, bias, list(case.input_size), *case.op_window, case.groups
+    )
+
+
+def conv_transpose_expected(case: Case, output: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return conv_transpose_naive(
+        output, weight, bias, **case.window, output_padding=case.output_padding, groups=case.groups
+    )
+
+
+def conv_weight_grad_op(case: Case, output: Tensor, input: Tensor, bias: None) -> Tensor:
+    return torch.ops.unfoldconv.conv_weight_grad(output, input, list(case.kernel_size), *case.op_window, case.groups)
+
+
+def conv_weight_grad_expected(case: Case, output: Tensor, input: Tensor, bias: None) -> Tensor:
+    """The linear map itself: for complex numbers the gradient is that of the conjugated input."""
+    weight = output.new_zeros(case.weight_shape, requires_grad=True)
+    result = unfold_conv(input.conj(), weight, None, **case.window, groups=case.groups)
+    return torch.autograd.grad(result, weight, output)[0]
+
+
+Compute = Callable[[Case, Tensor, Tensor, Any], Tensor]
+
+# name: the functions that compute it, the expected one, and the shapes of the operands and the bias.
+COMPUTATIONS: dict[str, tuple[list[Compute], Compute, Callable[[Case], tuple[tuple[int, ...], ...]]]] = {
+    "conv": (
+        [conv, conv_op],
+        conv_expected,
+        lambda case: (case.input_shape, case.weight_shape, (case.out_channels,)),
+    ),
+    "conv_transpose": (
+        [conv_transpose, conv_input_grad_op],
+        conv_transpose_expected,
+        lambda case: (case.output_shape, case.weight_shape, (case.in_channels,)),
+    ),
+    "conv_weight_grad": (
+        [conv_weight_grad_op],
+        conv_weight_grad_expected,
+        lambda case: (case.output_shape, case.input_shape, ()),
+    ),
+}
+
+
+def operands(name: str, case: Case, dtype: torch.dtype, device: torch.device | str) -> list[Tensor | None]:
+    shapes = COMPUTATIONS[name][2](case)
+    tensors: list[Tensor | None] = [random_tensor(shape, dtype, device) for shape in shapes]
+    if not case.bias or name == "conv_weight_grad":
+        tensors[2] = None
+    return tensors
+
+
+def expected_of(name: str, case: Case, tensors: list[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """The result in double precision, and what the sums would be if every term were its absolute value."""
+    exact = [None if tensor is None else wide(tensor) for tensor in tensors]
+    compute = COMPUTATIONS[name][1]
+    return compute(case, *exact), compute(case, *(None if tensor is None else tensor.abs() for tensor in exact))
+
+
+def assert_computes(name: str, case: Case, tensors: list[Tensor | None], what: str) -> None:
+    exact, magnitude = expected_of(name, case, tensors)
+    for function in COMPUTATIONS[name][0]:
+        actual = function(case, *tensors)
+        assert actual.dtype == tensors[0].dtype
+        assert actual.device == tensors[0].device
+        assert_within_rounding(actual, exact, magnitude, f"{function.__name__}, {what}")
