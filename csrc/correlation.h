@@ -29,4 +29,18 @@ struct Correlation {
   int64_t variants() const { return static_cast<int64_t>(outputs.size()); }
 };
 
+// The same problem with axes of size 1 in front.
+template <int To, int From>
+Correlation<To> with_leading_axes(const Correlation<From>& problem) {
+  Correlation<To> result{with_leading_axes<To>(problem.image),
+                         with_leading_axes<To>(problem.geometry),
+                         {},
+                         {},
+                         problem.bias,
+                         problem.like};
+  for (const Planes<From>& weight : problem.weights) result.weights.push_back(with_leading_axes<To>(weight));
+  for (const Planes<From>& output : problem.outputs) result.outputs.push_back(with_leading_axes<To>(output));
+  return result;
+}
+
 }  // namespace unfoldconv

@@ -29,6 +29,11 @@ struct Planes {
   }
 };
 
+template <int To, int From>
+Planes<To> with_leading_axes(const Planes<From>& planes) {
+  return {planes.data, planes.dtype, with_leading_axes<To>(planes.layout)};
+}
+
 // A tensor [batch, channels, *sizes] as planes (batch, group, channel of the group).
 template <int Rank>
 Planes<Rank> planes_of(const Tensor& tensor, int64_t groups) {

@@ -256,16 +256,10 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
 
 }  // namespace
 
-template <int Rank>
-bool correlate_positions(const Correlation<Rank>& problem) {
+bool correlate_positions(const Correlation<3>& problem) {
   bool done = false;
   with_terms(problem.image.dtype, [&](const auto& terms) { done = run(terms, problem); });
   return done;
 }
-
-#define UNFOLDCONV_INSTANTIATE(RANK) template bool correlate_positions<RANK>(const Correlation<RANK>&);
-UNFOLDCONV_INSTANTIATE(1)
-UNFOLDCONV_INSTANTIATE(2)
-UNFOLDCONV_INSTANTIATE(3)
 
 }  // namespace unfoldconv::cpu

@@ -5,11 +5,13 @@
 namespace unfoldconv::cpu {
 
 template <int Rank>
-bool correlate(const Correlation<Rank>& problem) {
+bool correlate(const Correlation<Rank>& any_rank) {
+  // One instance of the engines serves every rank: what an axis costs is paid for a panel, not for an element.
+  const Correlation<3> problem = with_leading_axes<3>(any_rank);
   const auto& image = problem.image.layout;
   const bool channels_adjoin = image.stride[2] == 1 && problem.channels() > 1;
-  if (channels_adjoin && may_use(Engine::channels) && correlate_channels<Rank>(problem)) return true;
-  return may_use(Engine::positions) && correlate_positions<Rank>(problem);
+  if (channels_adjoin && may_use(Engine::channels) && correlate_channels(problem)) return true;
+  return may_use(Engine::positions) && correlate_positions(problem);
 }
 
 #define UNFOLDCONV_INSTANTIATE(RANK) template bool correlate<RANK>(const Correlation<RANK>&);

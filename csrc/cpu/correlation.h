@@ -19,10 +19,8 @@ bool correlate(const Correlation<Rank>& problem);
 
 // The engines.
 
-template <int Rank>
-bool correlate_positions(const Correlation<Rank>& problem);
+bool correlate_positions(const Correlation<3>& problem);
 
-template <int Rank>
-bool correlate_channels(const Correlation<Rank>& problem);
+bool correlate_channels(const Correlation<3>& problem);
 
 }  // namespace unfoldconv::cpu

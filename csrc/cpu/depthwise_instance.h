@@ -196,8 +196,8 @@ template <class T, int Step, int Taps, int V>
 constexpr Columns<T> columns_of() {
   // Narrow pieces are rare, and vectors of 16 bytes are for processors that are slow anyway: there one version for
   // every window is enough.
-  constexpr bool known = V >= kLeastSumsOfKnownTaps && kVectorBytes > 16;
-  return correlate_columns < T, V, Step, known ? Taps : 0 > ;
+  constexpr int window = V >= kLeastSumsOfKnownTaps && kVectorBytes > 16 ? Taps : 0;
+  return correlate_columns<T, V, Step, window>;
 }
 
 template <class T, int Step, int Taps, int... V>

@@ -10,11 +10,14 @@ constexpr int64_t kFewChannels = 12;  // fewer leave most lanes of a vector empt
 }  // namespace
 
 template <int Rank>
-bool weight_sums(const WeightSums<Rank>& problem) {
+bool weight_sums(const WeightSums<Rank>& any_rank) {
+  // As for correlations, one instance of the engines serves every rank.
+  const WeightSums<3> problem{with_leading_axes<3>(any_rank.grad_output), with_leading_axes<3>(any_rank.image),
+                              with_leading_axes<3>(any_rank.geometry), any_rank.grad_weight};
   const bool forced = forced_engine() == Engine::channels;
   const bool channels_adjoin = problem.image.layout.stride[2] == 1 && (forced || problem.channels() >= kFewChannels);
-  if (channels_adjoin && may_use(Engine::channels) && weight_sums_of_channels<Rank>(problem)) return true;
-  return may_use(Engine::positions) && weight_sums_of_rows<Rank>(problem);
+  if (channels_adjoin && may_use(Engine::channels) && weight_sums_of_channels(problem)) return true;
+  return may_use(Engine::positions) && weight_sums_of_rows(problem);
 }
 
 #define UNFOLDCONV_INSTANTIATE(RANK) template bool weight_sums<RANK>(const WeightSums<RANK>&);

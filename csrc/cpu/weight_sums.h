@@ -35,10 +35,8 @@ bool weight_sums(const WeightSums<Rank>& problem);
 
 // The engines.
 
-template <int Rank>
-bool weight_sums_of_rows(const WeightSums<Rank>& problem);
+bool weight_sums_of_rows(const WeightSums<3>& problem);
 
-template <int Rank>
-bool weight_sums_of_channels(const WeightSums<Rank>& problem);
+bool weight_sums_of_channels(const WeightSums<3>& problem);
 
 }  // namespace unfoldconv::cpu

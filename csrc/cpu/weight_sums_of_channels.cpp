@@ -310,16 +310,10 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
 
 }  // namespace
 
-template <int Rank>
-bool weight_sums_of_channels(const WeightSums<Rank>& problem) {
+bool weight_sums_of_channels(const WeightSums<3>& problem) {
   bool done = false;
   with_terms(problem.image.dtype, [&](const auto& terms) { done = run(terms, problem); });
   return done;
 }
-
-#define UNFOLDCONV_INSTANTIATE(RANK) template bool weight_sums_of_channels<RANK>(const WeightSums<RANK>&);
-UNFOLDCONV_INSTANTIATE(1)
-UNFOLDCONV_INSTANTIATE(2)
-UNFOLDCONV_INSTANTIATE(3)
 
 }  // namespace unfoldconv::cpu
