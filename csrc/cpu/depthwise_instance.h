@@ -15,8 +15,8 @@ constexpr int kMostSums = 14;
 constexpr int kMostSumsAnyStep = 4;
 constexpr int kLeastSumsOfKnownTaps = 7;
 
-UNFOLDCONV_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-UNFOLDCONV_INLINE int64_t greatest(int64_t a, int64_t b) { return a > b ? a : b; }
+UNFOLDCONV_INLINE constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+UNFOLDCONV_INLINE constexpr int64_t greatest(int64_t a, int64_t b) { return a > b ? a : b; }
 // Rounded up, for b > 0. A division takes longer than a row of a small kernel, and is rarely needed.
 UNFOLDCONV_INLINE int64_t quotient_up(int64_t a, int64_t b) {
   if (b == 1) return a;
@@ -263,10 +263,6 @@ void add_as(int64_t vectors, const T* more, T* sums) {
 void depthwise_add(ScalarType type, int64_t vectors, const void* more, void* sums) {
   if (type == ScalarType::Double) return add_as(vectors, static_cast<const double*>(more), static_cast<double*>(sums));
   add_as(vectors, static_cast<const float*>(more), static_cast<float*>(sums));
-}
-
-DepthwiseKernels depthwise_kernels() {
-  return {kVectorBytes, depthwise_gather, depthwise_scatter, depthwise_correlate, depthwise_weight_sums, depthwise_add};
 }
 
 }  // namespace
