@@ -153,6 +153,8 @@ void grouped_correlate(const DepthwiseWindow& w, const DepthwiseOutput& to, cons
 
 // Taps of a kernel row, and channels of a group, whose sums are in registers together.
 constexpr int kMostTaps = 3, kMostChannels = 4;
+// Rows that are summed up by themselves first: errors grow with the number of terms that are added one by one.
+constexpr int64_t kRowsOfSum = 8;
 
 // sum[v, channel] += grad[p] * spread(image[p * stride + v * dilation], First + channel) over p < count. Shared is
 // whether stride and dilation are 1; then neighbouring positions share the spread vectors.
@@ -201,21 +203,23 @@ void weight_sums_of_groups(const DepthwiseWindow& w, const T* image, const T* gr
       const int64_t plane = w.low[0] + kz * w.dilation[0], row = w.low[1] + ky * w.dilation[1];
       const Range planes = inside(plane, w.stride[0], 0, 0, w.size[0], w.positions[0]);
       const Range rows = inside(row, w.stride[1], 0, 0, w.size[1], w.positions[1]);
-      Vector<T> sum[V][number] = {};
-      for (int64_t z = planes.begin; z < planes.end; ++z)
-        for (int64_t y = rows.begin; y < rows.end; ++y)
-          add_row_of_groups<T, Channels, First, number, V, Shared>(
-              sum, w.positions[2], grad + z * grad_plane + y * grad_row,
-              image + (plane + z * w.stride[0]) * plane_pitch + (row + y * w.stride[1]) * row_pitch, w.stride[2],
-              w.dilation[2]);
       T* to = sums + ((kz * w.taps[1] + ky) * w.taps[2] + tap) * lanes;
       const int64_t taps = w.taps[0] * w.taps[1] * w.taps[2] * lanes;
+      for (int64_t z = planes.begin; z < planes.end; ++z)
+        for (int64_t first = rows.begin; first < rows.end; first += kRowsOfSum) {
+          Vector<T> sum[V][number] = {};
+          for (int64_t y = first; y < least(first + kRowsOfSum, rows.end); ++y)
+            add_row_of_groups<T, Channels, First, number, V, Shared>(
+                sum, w.positions[2], grad + z * grad_plane + y * grad_row,
+                image + (plane + z * w.stride[0]) * plane_pitch + (row + y * w.stride[1]) * row_pitch, w.stride[2],
+                w.dilation[2]);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v)
+          for (int v = 0; v < V; ++v)
 #pragma GCC unroll 4
-        for (int channel = 0; channel < number; ++channel) {
-          T* const here = to + (First + channel) * taps + v * lanes;
-          store(here, load(here) + sum[v][channel]);
+            for (int channel = 0; channel < number; ++channel) {
+              T* const here = to + (First + channel) * taps + v * lanes;
+              store(here, load(here) + sum[v][channel]);
+            }
         }
     }
 }
