@@ -76,6 +76,20 @@ __attribute__((noinline)) void put_sums(const DepthwiseOutput& to, void* output,
   }
 }
 
+template <class T, int V>
+UNFOLDCONV_INLINE void put(const DepthwiseOutput& to, void* output, int64_t element, int64_t step,
+                           const Vector<T> (&sum)[V]) {
+  if (to.lanes == kLanes<T> && to.bytes == sizeof(T)) {
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) store(static_cast<T*>(output) + element + v * step, sum[v]);
+  } else {
+    alignas(kVectorBytes) T sums[V * kLanes<T>];
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) store(sums + v * kLanes<T>, sum[v]);
+    put_sums<T>(to, output, element, step, sums, V);
+  }
+}
+
 // Columns [x, x + V) of every row, with a window of `Taps` columns if that is not 0.
 template <class T, int V, int Step, int Taps>
 void correlate_columns(const DepthwiseWindow& w, const DepthwiseOutput& to, const T* image, const T* weight,
@@ -136,15 +150,7 @@ void correlate_columns(const DepthwiseWindow& w, const DepthwiseOutput& to, cons
       const char* next = static_cast<const char*>(output) + (element + to.stride[1]) * to.bytes;
 #pragma GCC unroll 16
       for (int v = 0; v < V; ++v) __builtin_prefetch(next + v * column_step * to.bytes, 1);
-      if (to.lanes == lanes && to.bytes == sizeof(T)) {
-#pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) store(static_cast<T*>(output) + element + v * column_step, sum[v]);
-      } else {
-        alignas(kVectorBytes) T sums[V * lanes];
-#pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) store(sums + v * lanes, sum[v]);
-        put_sums<T>(to, output, element, column_step, sums, V);
-      }
+      put<T>(to, output, element, column_step, sum);
     }
   }
 }

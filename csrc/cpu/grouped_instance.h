@@ -93,8 +93,7 @@ void correlate_groups(const DepthwiseWindow& w, const DepthwiseOutput& to, const
               sum, w, image + (plane + kz * w.dilation[0]) * plane_pitch + (row + ky * w.dilation[1]) * row_pitch,
               weight + kz * to.weight_stride[0] + ky * to.weight_stride[1], to.weight_stride[2]);
       const int64_t element = z * to.stride[0] + y * to.stride[1] + x * to.stride[2];
-#pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) put<T>(to.dtype, output, element + v * to.stride[2], sum[v], to.lanes);
+      put<T>(to, output, element, to.stride[2], sum);
     }
   }
 }
