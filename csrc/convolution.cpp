@@ -233,6 +233,16 @@ bool contiguous_taps(const Tensor& weight) {
   return true;
 }
 
+// Whether the depthwise engine is to compute a convolution or a gradient of it; with one channel per group it reads the
+// weight, if it does, as it lies.
+template <int Rank>
+bool use_depthwise(const Place& place, const Planes<Rank>& image, const Planes<Rank>& output, const Tensor* weight,
+                   const Geometry<Rank>& geometry) {
+  const bool one = image.layout.count[2] == 1;
+  return !place.cuda && may_use(one ? Engine::depthwise : Engine::grouped) &&
+         (!one || weight == nullptr || contiguous_taps(*weight)) && cpu::depthwise_takes(image, output, geometry);
+}
+
 const char* bias_data(const Bias& bias) { return bias ? static_cast<const char*>(bias->data_ptr()) : nullptr; }
 
 }  // namespace
@@ -241,9 +251,8 @@ template <int Rank>
 void conv(const Place& place, const Tensor& input, const Tensor& weight, const Bias& bias,
           const Geometry<Rank>& geometry, int64_t groups, Tensor& output) {
   report_op<Rank>("conv", geometry, input.size(0), weight, {&input, &weight, &output});
-  if (!place.cuda && may_use(Engine::depthwise) && contiguous_taps(weight) &&
-      cpu::depthwise_takes(planes_of<Rank>(input, groups), planes_of<Rank>(output, groups), geometry))
-    return cpu::depthwise_conv(input, weight, bias, geometry, output);
+  if (use_depthwise<Rank>(place, planes_of<Rank>(input, groups), planes_of<Rank>(output, groups), &weight, geometry))
+    return cpu::depthwise_conv(input, weight, bias, geometry, groups, output);
   correlate<Rank>(place, {planes_of<Rank>(input, groups),
                           geometry,
                           {weight_planes<Rank>(weight, groups, /*swap=*/false)},
@@ -257,9 +266,8 @@ void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor
                      const Geometry<Rank>& geometry, int64_t groups, Tensor& grad_input) {
   report_op<Rank>("conv_input_grad", geometry, grad_output.size(0), weight, {&grad_output, &weight, &grad_input});
   const Planes<Rank> output = planes_of<Rank>(grad_output, groups), input = planes_of<Rank>(grad_input, groups);
-  if (!place.cuda && may_use(Engine::depthwise) && contiguous_taps(weight) &&
-      cpu::depthwise_takes(input, output, geometry))
-    return cpu::depthwise_input_grad(grad_output, weight, bias, geometry, grad_input);
+  if (use_depthwise<Rank>(place, input, output, &weight, geometry))
+    return cpu::depthwise_input_grad(grad_output, weight, bias, geometry, groups, grad_input);
   const Planes<Rank> weights = weight_planes<Rank>(weight, groups, /*swap=*/true);
   const int64_t rows = input.layout.count[2];
   const int64_t size = element_size(compute_dtype(weights.dtype));
@@ -321,8 +329,8 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
                       const Geometry<Rank>& geometry, int64_t groups, Tensor& grad_weight) {
   report_op<Rank>("conv_weight_grad", geometry, input.size(0), grad_weight, {&grad_output, &input, &grad_weight});
   const Planes<Rank> output = planes_of<Rank>(grad_output, groups), image = planes_of<Rank>(input, groups);
-  if (!place.cuda && may_use(Engine::depthwise) && cpu::depthwise_takes(image, output, geometry))
-    return cpu::depthwise_weight_grad(grad_output, input, geometry, grad_weight);
+  if (use_depthwise<Rank>(place, image, output, nullptr, geometry))
+    return cpu::depthwise_weight_grad(grad_output, input, geometry, groups, grad_weight);
   if (!place.cuda && cpu::weight_sums<Rank>({output, image, geometry, grad_weight})) return;
   const int64_t batch = image.layout.count[0], rows = output.layout.count[2], channels = image.layout.count[2];
   const int64_t taps = geometry.tap_numel(), positions = geometry.position_numel();

@@ -9,8 +9,8 @@
 namespace unfoldconv {
 namespace {
 
-constexpr Engine kEngines[] = {Engine::automatic, Engine::columns, Engine::positions, Engine::channels,
-                               Engine::depthwise};
+constexpr Engine kEngines[] = {Engine::automatic, Engine::columns,   Engine::positions,
+                               Engine::channels,  Engine::depthwise, Engine::grouped};
 
 thread_local std::optional<Report> current;
 
@@ -35,6 +35,7 @@ const char* name_of(Engine engine) {
     case Engine::positions: return "positions";
     case Engine::channels: return "channels";
     case Engine::depthwise: return "depthwise";
+    case Engine::grouped: return "grouped";
   }
   return "";
 }

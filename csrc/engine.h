@@ -7,7 +7,7 @@
 
 namespace unfoldconv {
 
-enum class Engine { automatic, columns, positions, channels, depthwise };
+enum class Engine { automatic, columns, positions, channels, depthwise, grouped };
 
 const char* name_of(Engine engine);
 

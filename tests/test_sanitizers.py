@@ -17,6 +17,7 @@ OP_TESTS = [
     "test_columns.py",
     "test_patches.py",
     "test_depthwise.py",
+    "test_grouped.py",
     "test_convolution.py",
     "test_engines.py",
     "test_errors.py",

@@ -16,7 +16,7 @@ class Step:
     """One use of an engine.
 
     Attributes:
-        engine: `columns`, `positions`, `channels` or `depthwise`.
+        engine: `columns`, `positions`, `channels`, `depthwise` or `grouped`.
         tile: Rows x lanes that the micro-kernel holds in registers; empty where the engine has no micro-kernel.
         tasks: Into how many parts the work is cut; the same for any number of threads.
         thread_bytes: Workspace of each thread.

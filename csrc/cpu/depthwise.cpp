@@ -1,197 +1,25 @@
 #include "depthwise.h"
 
-#include <cstring>
-
 #include "../engine.h"
-#include "../workspace.h"
-#include "depthwise_boxes.h"
-#include "kernels.h"
-#include "parallel.h"
+#include "depthwise_blocks.h"
 
 namespace unfoldconv::cpu {
 namespace {
 
-constexpr int64_t kCacheBytes = 512 * 1024;      // of a thread, that a task's buffers may fill
-constexpr int64_t kPieceBytes = 256;             // of a tensor, that are read or written side by side
-constexpr int64_t kLeastChannels = 4;            // fewer leave most of a vector empty
-constexpr int64_t kTasksPerProblem = 16;         // a problem is cut into at least about this many tasks
-constexpr int64_t kSerialProducts = 250 * 1000;  // below this a second thread costs more than it brings
+constexpr int64_t kLeastChannels = 4;  // fewer leave most of a vector empty
 
-constexpr const char* kWhy = "one channel per group: neighbouring channels fill the vectors";
+constexpr const char* kWhy = "few channels per group: neighbouring channels fill the vectors";
 
-ScalarType sum_dtype(ScalarType dtype) { return is_16bit_float(dtype) ? ScalarType::Float : dtype; }
+Engine name_for(const Blocks& blocks) { return blocks.group_size == 1 ? Engine::depthwise : Engine::grouped; }
 
-int64_t room() { return std::min<int64_t>(kCacheBytes, workspace_limit().cpu); }
-
-Tensor allocate(int64_t bytes, const Tensor& like) {
-  return torch::stable::new_empty(like, {std::max<int64_t>(bytes, 1)}, ScalarType::Byte);
-}
-
-// A tensor [batch, channels, *sizes] for the three axes of the kernels.
-struct Operand {
-  char* data;
-  ScalarType dtype;
-  int64_t batch_stride, channel_stride, axis_stride[3];
-
-  template <int Rank>
-  explicit Operand(const Planes<Rank>& planes) : data(planes.data), dtype(planes.dtype) {
-    const PlaneLayout<3> layout = with_leading_axes<3>(planes.layout);
-    batch_stride = layout.stride[0], channel_stride = layout.stride[1];
-    std::copy_n(layout.axis_stride, 3, axis_stride);
-  }
-  char* at(int64_t image, int64_t channel, const Span (&box)[3]) const {
-    int64_t offset = image * batch_stride + channel * channel_stride;
-    for (int axis = 0; axis < 3; ++axis) offset += box[axis].begin * axis_stride[axis];
-    return data + offset * element_size(dtype);
-  }
-  bool channels_innermost() const { return channel_stride == 1; }
-};
-
-// What all tasks of a problem share: its channels in blocks of one vector each.
-struct Blocks {
-  const DepthwiseKernels& kernels;
-  ScalarType dtype, type;  // of the operands, of the sums
-  int64_t channels, lanes, count, vector_bytes;
-
-  Blocks(int64_t channels, ScalarType dtype)
-      : kernels(cpu::kernels().depthwise),
-        dtype(dtype),
-        type(sum_dtype(dtype)),
-        channels(channels),
-        lanes(kernels.vector_bytes / element_size(type)),
-        count(ceil_div(channels, lanes)),
-        vector_bytes(kernels.vector_bytes) {}
-
-  int64_t channels_of(int64_t first, int64_t number) const {
-    return std::min(number * lanes, channels - first * lanes);
-  }
-
-  // The copy of a box of an operand's blocks from or to buffers of `shape` [planes, rows, columns] each.
-  DepthwiseCopy copy(const Operand& operand, int64_t first, int64_t number, const Span (&box)[3],
-                     const int64_t (&shape)[3]) const {
-    const int64_t row = shape[2] * lanes, plane = shape[1] * row;
-    DepthwiseCopy copy{{}, {}, operand.channel_stride, channels_of(first, number), shape[0] * plane, plane, row};
-    for (int axis = 0; axis < 3; ++axis)
-      copy.count[axis] = box[axis].size(), copy.stride[axis] = operand.axis_stride[axis];
-    return copy;
-  }
-  // The copy of a block between rows [channels, count] side by side and vectors [count, lanes].
-  DepthwiseCopy rows(int64_t block, int64_t count) const {
-    return {{1, 1, count}, {0, 0, 1}, count, channels_of(block, 1), 0, 0, 0};
-  }
-};
-
-// rows [channels, count], packed as [blocks, count, lanes] in the type of the sums.
-Tensor pack(const Blocks& blocks, const Tensor& rows, int64_t count) {
-  const int64_t bytes = count * blocks.vector_bytes;
-  Tensor packed = allocate(blocks.count * bytes, rows);
-  char* to = static_cast<char*>(packed.data_ptr());
-  const char* from = static_cast<const char*>(rows.data_ptr());
-  parallel_over(blocks.count, 2 * bytes, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block)
-      blocks.kernels.gather(blocks.rows(block, count), blocks.dtype,
-                            from + block * blocks.lanes * count * element_size(blocks.dtype), to + block * bytes);
-  });
-  return packed;
-}
-
-// f(begin, end) over tasks, each of `products` products, in parallel if that pays.
-template <class F>
-void run_tasks(int64_t tasks, double products, const F& f) {
-  if (tasks <= 0) return;
-  if (tasks == 1 || tasks * products < kSerialProducts) return f(int64_t{0}, tasks);
-  const auto grain = static_cast<int64_t>(kSerialProducts / 8 / std::max(1., products));
-  torch::stable::parallel_for(0, tasks, std::max<int64_t>(1, grain), f);
-}
-
-// The part of the image that some results read, gathered for a block of channels.
-struct Source {
-  Span read[3];   // elements in the buffer: planes and rows without padding, columns with it
-  Span valid[3];  // those that are no padding
-
-  Source(const Axis (&axes)[3], const Span (&box)[3]) {
-    for (int axis = 0; axis < 3; ++axis) {
-      const Span all = axes[axis].read_by(box[axis]);
-      valid[axis] = axes[axis].within_source(all);
-      read[axis] = axis == 2 ? all : valid[axis];
-    }
-    if (valid[2].size() == 0) valid[2] = {read[2].begin, read[2].begin};
-  }
-
-  bool empty() const { return valid[0].size() * valid[1].size() * valid[2].size() == 0; }
-
-  // Bytes of the buffer of a block.
-  int64_t bytes(const Blocks& blocks) const {
-    return read[0].size() * read[1].size() * read[2].size() * blocks.vector_bytes;
-  }
-
-  // Writes the padding of as many buffers: no gather() touches it.
-  void clear_margins(const Blocks& blocks, int64_t buffers, char* to) const {
-    const int64_t bytes = blocks.vector_bytes, columns = read[2].size();
-    const int64_t before = valid[2].begin - read[2].begin, after = read[2].end - valid[2].end;
-    if (before + after == 0) return;
-    for (int64_t row = 0; row < buffers * read[0].size() * read[1].size(); ++row) {
-      std::memset(to + row * columns * bytes, 0, before * bytes);
-      std::memset(to + ((row + 1) * columns - after) * bytes, 0, after * bytes);
-    }
-  }
-
-  // Fills the rest for some blocks of an image.
-  void gather(const Blocks& blocks, const Operand& image, int64_t n, int64_t first, int64_t number, char* to) const {
-    if (empty()) return;
-    const int64_t shape[] = {read[0].size(), read[1].size(), read[2].size()};
-    blocks.kernels.gather(blocks.copy(image, first, number, valid, shape), blocks.dtype,
-                          image.at(n, first * blocks.lanes, valid),
-                          to + (valid[2].begin - read[2].begin) * blocks.vector_bytes);
-  }
-
-  // The window of one part per axis over the buffer, for its results j.
-  DepthwiseWindow window(const AxisPart* const (&part)[3], const Span (&j)[3]) const {
-    DepthwiseWindow w;
-    for (int axis = 0; axis < 3; ++axis) {
-      const AxisPart& p = *part[axis];
-      w.positions[axis] = j[axis].size();
-      w.taps[axis] = p.taps;
-      w.stride[axis] = p.stride;
-      w.dilation[axis] = p.dilation;
-      w.low[axis] = j[axis].begin * p.stride - p.padding_low - read[axis].begin;
-      w.size[axis] = read[axis].size();
-    }
-    w.valid_begin = valid[2].begin - read[2].begin;
-    w.valid_end = valid[2].end - read[2].begin;
-    return w;
-  }
-};
-
-// Boxes of results for groups of blocks of channels.
-struct Work {
-  Boxes boxes;
-  int64_t boxes_of[3], box_count;
-  int64_t group, groups;  // blocks that are gathered together, and how many times that is
-
-  // A result takes result_bytes in cache. Channels that lie side by side are read and written in longer pieces.
-  Work(const Axis (&axes)[3], const Blocks& blocks, bool side_by_side, int64_t result_bytes, int64_t parts) {
-    const int64_t block_bytes = blocks.lanes * element_size(blocks.dtype);
-    const int64_t most = side_by_side ? std::max<int64_t>(1, kPieceBytes / block_bytes) : 1;
-    groups = std::max(ceil_div(blocks.count, most), std::min(blocks.count, parts));
-    group = ceil_div(blocks.count, std::max<int64_t>(1, groups));
-    groups = ceil_div(blocks.count, std::max<int64_t>(1, group));
-    boxes = cut(axes, group * blocks.vector_bytes, group * result_bytes, room());
-    box_count = 1;
-    for (int axis = 0; axis < 3; ++axis) box_count *= boxes_of[axis] = axes[axis].boxes(boxes.size[axis]);
-  }
-
-  void box(const Axis (&axes)[3], int64_t flat, Span (&result)[3]) const {
-    int64_t index[3];
-    unravel<3>(flat, boxes_of, index);
-    for (int axis = 0; axis < 3; ++axis) result[axis] = axes[axis].box(index[axis], boxes.size[axis]);
-  }
-};
-
-// output = bias + the correlation that the axes describe.
+// output = bias + the correlation that the axes describe. `rows` is the weight as (group, channel of the result,
+// channel of the source).
+template <int Rank>
 void correlate(const Axis (&axes)[3], const int64_t (&kernel)[3], const Operand& source, int64_t batch,
-               const Blocks& blocks, const Tensor& weight, const Bias& bias, const Operand& output) {
-  const int64_t taps = kernel[0] * kernel[1] * kernel[2], bytes = blocks.vector_bytes;
+               const Blocks& blocks, const Tensor& weight, const Planes<Rank>& rows, const Bias& bias,
+               const Operand& output) {
+  const int64_t size = blocks.group_size, bytes = blocks.vector_bytes;
+  const int64_t terms = kernel[0] * kernel[1] * kernel[2] * size;
   const bool direct = output.channels_innermost();
   if (blocks.channels * batch * axes[0].results * axes[1].results * axes[2].results == 0) return;
   const Work work(axes, blocks, direct, bytes, ceil_div(kTasksPerProblem, batch));
@@ -199,16 +27,19 @@ void correlate(const Axis (&axes)[3], const int64_t (&kernel)[3], const Operand&
   const int64_t thread_bytes = image_bytes + (direct ? 0 : work.boxes.numel() * bytes);
   const int64_t tasks = batch * work.box_count * work.groups;
   if (Report* const report = Report::wanted()) {
-    report->engine(Engine::depthwise, "", tasks, thread_bytes, blocks.count * (taps + (bias ? 1 : 0)) * bytes, kWhy);
+    report->engine(name_for(blocks), "", tasks, thread_bytes, blocks.count * (terms + (bias ? 1 : 0)) * bytes, kWhy);
     return;
   }
-  const Tensor packed = pack(blocks, weight, taps);
+  const Tensor packed =
+      size == 1 ? pack(blocks, weight, terms)
+                : pack_groups(blocks, {rows.data, rows.dtype, with_leading_axes<3>(rows.layout)}, kernel, weight);
   const Bias packed_bias = bias ? Bias(pack(blocks, *bias, 1)) : Bias();
   const char* weights = static_cast<const char*>(packed.data_ptr());
   const char* biases = packed_bias ? static_cast<const char*>(packed_bias->data_ptr()) : nullptr;
-  const int64_t tap_stride[] = {kernel[1] * kernel[2] * blocks.lanes, kernel[2] * blocks.lanes, blocks.lanes};
+  const int64_t tap = size * blocks.lanes, tap_stride[] = {kernel[1] * kernel[2] * tap, kernel[2] * tap, tap};
 
-  const double products = 1. * work.boxes.numel() * work.group * blocks.lanes * taps;
+  const auto correlate_block = blocks.kernels.correlate[kernels_for(size)];
+  const double products = 1. * work.boxes.numel() * work.group * blocks.lanes * terms;
   run_tasks(tasks, products, [&](int64_t begin, int64_t end) {
     const Tensor buffers = allocate(thread_bytes, weight);
     char* const images = static_cast<char*>(buffers.data_ptr());
@@ -248,9 +79,9 @@ void correlate(const Axis (&axes)[3], const int64_t (&kernel)[3], const Operand&
                 first += (p.first + j[axis].begin * p.step - box[axis].begin) * stride;
               }
               if (j[0].size() * j[1].size() * j[2].size() == 0) continue;
-              blocks.kernels.correlate(from.window(part, j), target, image,
-                                       weights + block * taps * bytes + first_tap * element_size(blocks.type),
-                                       biases ? biases + block * bytes : nullptr, to + first * target.bytes);
+              correlate_block(from.window(part, j), target, image,
+                              weights + block * terms * bytes + first_tap * element_size(blocks.type),
+                              biases ? biases + block * bytes : nullptr, to + first * target.bytes);
             }
         if (!direct)
           blocks.kernels.scatter(blocks.copy(output, block, 1, box, shape), blocks.dtype, results,
@@ -275,57 +106,62 @@ template <int Rank>
 bool depthwise_takes(const Planes<Rank>& image, const Planes<Rank>& output, const Geometry<Rank>& geometry) {
   const ScalarType dtype = image.dtype;
   if (!is_16bit_float(dtype) && dtype != ScalarType::Float && dtype != ScalarType::Double) return false;
-  if (image.layout.count[2] != 1 || output.layout.count[2] != 1 || image.layout.count[1] < kLeastChannels) return false;
+  const int64_t size = image.layout.count[2], vector_bytes = kernels().depthwise.vector_bytes;
+  if (output.layout.count[2] != size || image.layout.count[1] * size < kLeastChannels ||
+      kernels_for(size) == kGroupSizes || vector_bytes / element_size(sum_dtype(dtype)) % size != 0)
+    return false;
   if (!unit_stride(Operand(image), geometry.image[Rank - 1]) ||
       !unit_stride(Operand(output), geometry.positions[Rank - 1]))
     return false;
-  double read = kernels().depthwise.vector_bytes;  // by a box of one result
+  double read = vector_bytes;  // by a box of one result
   for (int axis = 0; axis < Rank; ++axis) {
     const int64_t span = (geometry.kernel[axis] - 1) * geometry.dilation[axis] + 1;
     read *= axis == Rank - 1 ? span : std::min(span, geometry.image[axis]);
   }
-  const double sums = static_cast<double>(geometry.tap_numel()) * kernels().depthwise.vector_bytes;
+  const double sums = static_cast<double>(geometry.tap_numel()) * size * vector_bytes;
   return read <= room() / 4 && sums <= room() / 4;
 }
 
 template <int Rank>
 void depthwise_conv(const Tensor& input, const Tensor& weight, const Bias& bias, const Geometry<Rank>& geometry,
-                    Tensor& output) {
+                    int64_t groups, Tensor& output) {
   const Geometry<3> g = with_leading_axes<3>(geometry);
   Axis axes[3];
   make_axes(axes, [&](int axis) { return forward_axis(g, axis); });
   const int64_t channels = input.size(1);
   correlate(axes, g.kernel, Operand(planes_of<Rank>(input, channels)), input.size(0),
-            Blocks(channels, input.scalar_type()), weight, bias, Operand(planes_of<Rank>(output, channels)));
+            Blocks(channels, channels / groups, input.scalar_type()), weight,
+            weight_planes<Rank>(weight, groups, /*swap=*/false), bias, Operand(planes_of<Rank>(output, channels)));
 }
 
 template <int Rank>
 void depthwise_input_grad(const Tensor& grad_output, const Tensor& weight, const Bias& bias,
-                          const Geometry<Rank>& geometry, Tensor& grad_input) {
+                          const Geometry<Rank>& geometry, int64_t groups, Tensor& grad_input) {
   const Geometry<3> g = with_leading_axes<3>(geometry);
   Axis axes[3];
   make_axes(axes, [&](int axis) { return backward_axis(g, axis); });
   const int64_t channels = grad_input.size(1);
   correlate(axes, g.kernel, Operand(planes_of<Rank>(grad_output, channels)), grad_output.size(0),
-            Blocks(channels, grad_output.scalar_type()), weight, bias, Operand(planes_of<Rank>(grad_input, channels)));
+            Blocks(channels, channels / groups, grad_output.scalar_type()), weight,
+            weight_planes<Rank>(weight, groups, /*swap=*/true), bias, Operand(planes_of<Rank>(grad_input, channels)));
 }
 
 template <int Rank>
 void depthwise_weight_grad(const Tensor& grad_output, const Tensor& input, const Geometry<Rank>& geometry,
-                           Tensor& grad_weight) {
+                           int64_t groups, Tensor& grad_weight) {
   const Geometry<3> g = with_leading_axes<3>(geometry);
   Axis axes[3];
   make_axes(axes, [&](int axis) { return forward_axis(g, axis); });
   const int64_t channels = input.size(1), batch = input.size(0);
-  const Blocks blocks(channels, input.scalar_type());
+  const Blocks blocks(channels, channels / groups, input.scalar_type());
   const Operand image(planes_of<Rank>(input, channels)), grad(planes_of<Rank>(grad_output, channels));
-  const int64_t taps = g.tap_numel(), bytes = blocks.vector_bytes;
+  const int64_t terms = g.tap_numel() * blocks.group_size, bytes = blocks.vector_bytes;
   const Work work(axes, blocks, image.channels_innermost() || grad.channels_innermost(), bytes, 1);
 
   // A task sums some images for some groups of blocks; the sums of several tasks for one group are added in order.
-  const int64_t own_groups = std::clamp<int64_t>(room() / 2 / (work.group * taps * bytes), 1, work.groups);
+  const int64_t own_groups = std::clamp<int64_t>(room() / 2 / (work.group * terms * bytes), 1, work.groups);
   const int64_t ranges = ceil_div(work.groups, own_groups);
-  const int64_t numel = blocks.count * taps * blocks.lanes;
+  const int64_t numel = blocks.count * terms * blocks.lanes;
   const int64_t most_splits = workspace_limit().cpu / (numel * element_size(blocks.type));
   const int64_t split =
       ceil_div(batch, std::clamp<int64_t>(std::min(ceil_div(kTasksPerProblem, ranges), most_splits), 1, batch));
@@ -334,12 +170,13 @@ void depthwise_weight_grad(const Tensor& grad_output, const Tensor& input, const
   const int64_t grad_bytes = work.group * work.boxes.numel() * bytes;
   const int64_t sum_bytes = splits * numel * element_size(blocks.type);
   if (Report* const report = Report::wanted()) {
-    report->engine(Engine::depthwise, "", splits * ranges, image_bytes + grad_bytes, sum_bytes, kWhy);
+    report->engine(name_for(blocks), "", splits * ranges, image_bytes + grad_bytes, sum_bytes, kWhy);
     return;
   }
   const Tensor sums = allocate(sum_bytes, input);
   char* const sum_data = static_cast<char*>(sums.data_ptr());
-  const double products = 1. * split * g.position_numel() * own_groups * work.group * blocks.lanes * taps;
+  const double products = 1. * split * g.position_numel() * own_groups * work.group * blocks.lanes * terms;
+  const auto add_sums = blocks.kernels.weight_sums[kernels_for(blocks.group_size)];
   run_tasks(splits * ranges, products, [&](int64_t begin, int64_t end) {
     const Tensor buffers = allocate(image_bytes + grad_bytes, input);
     char* const images = static_cast<char*>(buffers.data_ptr());
@@ -350,7 +187,7 @@ void depthwise_weight_grad(const Tensor& grad_output, const Tensor& input, const
       const int64_t last = std::min(blocks.count, first + own_groups * work.group);
       const int64_t first_image = task / ranges * split;
       char* const own = sum_data + task / ranges * numel * element_size(blocks.type);
-      std::memset(own + first * taps * bytes, 0, (last - first) * taps * bytes);
+      std::memset(own + first * terms * bytes, 0, (last - first) * terms * bytes);
       for (int64_t n = first_image; n < std::min(batch, first_image + split); ++n)
         for (int64_t flat_box = 0; flat_box < work.box_count; ++flat_box) {
           Span box[3];
@@ -367,31 +204,32 @@ void depthwise_weight_grad(const Tensor& grad_output, const Tensor& input, const
             blocks.kernels.gather(blocks.copy(grad, group, number, box, shape), blocks.dtype,
                                   grad.at(n, group * blocks.lanes, box), grads);
             for (int64_t i = 0; i < number; ++i)
-              blocks.kernels.weight_sums(window, blocks.type, images + i * from.bytes(blocks),
-                                         grads + i * shape[0] * shape[1] * shape[2] * bytes,
-                                         own + (group + i) * taps * bytes);
+              add_sums(window, blocks.type, images + i * from.bytes(blocks),
+                       grads + i * shape[0] * shape[1] * shape[2] * bytes, own + (group + i) * terms * bytes);
           }
         }
     }
   });
 
   char* const result = static_cast<char*>(grad_weight.data_ptr());
-  parallel_over(blocks.count, splits * taps * bytes, [&](int64_t begin, int64_t end) {
+  parallel_over(blocks.count, splits * terms * bytes, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
-      char* const sum = sum_data + block * taps * bytes;
+      char* const sum = sum_data + block * terms * bytes;
       for (int64_t i = 1; i < splits; ++i)
-        blocks.kernels.add(blocks.type, taps, sum + i * numel * element_size(blocks.type), sum);
-      blocks.kernels.scatter(blocks.rows(block, taps), blocks.dtype, sum,
-                             result + block * blocks.lanes * taps * element_size(blocks.dtype));
+        blocks.kernels.add(blocks.type, terms, sum + i * numel * element_size(blocks.type), sum);
+      blocks.kernels.scatter(blocks.rows(block, terms), blocks.dtype, sum,
+                             result + block * blocks.lanes * terms * element_size(blocks.dtype));
     }
   });
 }
 
-#define UNFOLDCONV_INSTANTIATE(RANK)                                                                                   \
-  template bool depthwise_takes<RANK>(const Planes<RANK>&, const Planes<RANK>&, const Geometry<RANK>&);                \
-  template void depthwise_conv<RANK>(const Tensor&, const Tensor&, const Bias&, const Geometry<RANK>&, Tensor&);       \
-  template void depthwise_input_grad<RANK>(const Tensor&, const Tensor&, const Bias&, const Geometry<RANK>&, Tensor&); \
-  template void depthwise_weight_grad<RANK>(const Tensor&, const Tensor&, const Geometry<RANK>&, Tensor&);
+#define UNFOLDCONV_INSTANTIATE(RANK)                                                                                  \
+  template bool depthwise_takes<RANK>(const Planes<RANK>&, const Planes<RANK>&, const Geometry<RANK>&);               \
+  template void depthwise_conv<RANK>(const Tensor&, const Tensor&, const Bias&, const Geometry<RANK>&, int64_t,       \
+                                     Tensor&);                                                                        \
+  template void depthwise_input_grad<RANK>(const Tensor&, const Tensor&, const Bias&, const Geometry<RANK>&, int64_t, \
+                                           Tensor&);                                                                  \
+  template void depthwise_weight_grad<RANK>(const Tensor&, const Tensor&, const Geometry<RANK>&, int64_t, Tensor&);
 UNFOLDCONV_INSTANTIATE(1)
 UNFOLDCONV_INSTANTIATE(2)
 UNFOLDCONV_INSTANTIATE(3)

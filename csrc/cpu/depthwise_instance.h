@@ -15,8 +15,8 @@ constexpr int kMostSums = 14;
 constexpr int kMostSumsAnyStep = 4;
 constexpr int kLeastSumsOfKnownTaps = 7;
 
-UNFOLDCONV_INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-UNFOLDCONV_INLINE int64_t greatest(int64_t a, int64_t b) { return a > b ? a : b; }
+UNFOLDCONV_INLINE constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+UNFOLDCONV_INLINE constexpr int64_t greatest(int64_t a, int64_t b) { return a > b ? a : b; }
 // Rounded up, for b > 0. A division takes longer than a row of a small kernel, and is rarely needed.
 UNFOLDCONV_INLINE int64_t quotient_up(int64_t a, int64_t b) {
   if (b == 1) return a;
@@ -73,6 +73,20 @@ __attribute__((noinline)) void put_sums(const DepthwiseOutput& to, void* output,
       }
     }
     store_rounded(static_cast<T*>(output) + element, value, to.lanes);
+  }
+}
+
+template <class T, int V>
+UNFOLDCONV_INLINE void put(const DepthwiseOutput& to, void* output, int64_t element, int64_t step,
+                           const Vector<T> (&sum)[V]) {
+  if (to.lanes == kLanes<T> && to.bytes == sizeof(T)) {
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) store(static_cast<T*>(output) + element + v * step, sum[v]);
+  } else {
+    alignas(kVectorBytes) T sums[V * kLanes<T>];
+#pragma GCC unroll 16
+    for (int v = 0; v < V; ++v) store(sums + v * kLanes<T>, sum[v]);
+    put_sums<T>(to, output, element, step, sums, V);
   }
 }
 
@@ -136,15 +150,7 @@ void correlate_columns(const DepthwiseWindow& w, const DepthwiseOutput& to, cons
       const char* next = static_cast<const char*>(output) + (element + to.stride[1]) * to.bytes;
 #pragma GCC unroll 16
       for (int v = 0; v < V; ++v) __builtin_prefetch(next + v * column_step * to.bytes, 1);
-      if (to.lanes == lanes && to.bytes == sizeof(T)) {
-#pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) store(static_cast<T*>(output) + element + v * column_step, sum[v]);
-      } else {
-        alignas(kVectorBytes) T sums[V * lanes];
-#pragma GCC unroll 16
-        for (int v = 0; v < V; ++v) store(sums + v * lanes, sum[v]);
-        put_sums<T>(to, output, element, column_step, sums, V);
-      }
+      put<T>(to, output, element, column_step, sum);
     }
   }
 }
@@ -263,10 +269,6 @@ void add_as(int64_t vectors, const T* more, T* sums) {
 void depthwise_add(ScalarType type, int64_t vectors, const void* more, void* sums) {
   if (type == ScalarType::Double) return add_as(vectors, static_cast<const double*>(more), static_cast<double*>(sums));
   add_as(vectors, static_cast<const float*>(more), static_cast<float*>(sums));
-}
-
-DepthwiseKernels depthwise_kernels() {
-  return {kVectorBytes, depthwise_gather, depthwise_scatter, depthwise_correlate, depthwise_weight_sums, depthwise_add};
 }
 
 }  // namespace

@@ -33,12 +33,16 @@ struct DepthwiseWindow {
 
 // Where a correlation finds its weights and puts its results.
 struct DepthwiseOutput {
-  int64_t weight_stride[3];  // from tap to tap, in elements of a packed weight: may be negative
-  int64_t stride[3];         // of the output, from position to position
-  int64_t lanes;             // channels of the output
-  ScalarType dtype;          // of the output
-  int64_t bytes;             // of an element of it
+  int64_t
+      weight_stride[3];  // from tap to tap, in elements of a packed weight [taps, group size, lanes]: may be negative
+  int64_t stride[3];     // of the output, from position to position
+  int64_t lanes;         // channels of the output
+  ScalarType dtype;      // of the output
+  int64_t bytes;         // of an element of it
 };
+
+// Groups of 1, 2, 4 or 8 channels have kernels, in this order, as far as a vector holds whole groups.
+constexpr int kGroupSizes = 4;
 
 struct DepthwiseKernels {
   int64_t vector_bytes;
@@ -47,11 +51,13 @@ struct DepthwiseKernels {
   void (*gather)(const DepthwiseCopy& copy, ScalarType dtype, const void* tensor, void* buffer);
   // tensor = buffer, rounded.
   void (*scatter)(const DepthwiseCopy& copy, ScalarType dtype, const void* buffer, void* tensor);
-  // output[p] = bias + sum_k weight[k] image[window(p, k)]; a null bias is 0.
-  void (*correlate)(const DepthwiseWindow& window, const DepthwiseOutput& to, const void* image, const void* weight,
-                    const void* bias, void* output);
-  // sums[k] += sum_p grad[p] image[window(p, k)]; `type` is Float or Double, grad [*positions, lanes].
-  void (*weight_sums)(const DepthwiseWindow& window, ScalarType type, const void* image, const void* grad, void* sums);
+  // output[p] = bias + sum_k sum_c weight[k, c] image[window(p, k)] of channel c of the group; a null bias is 0.
+  void (*correlate[kGroupSizes])(const DepthwiseWindow& window, const DepthwiseOutput& to, const void* image,
+                                 const void* weight, const void* bias, void* output);
+  // sums[c, k] += sum_p grad[p] image[window(p, k)] of channel c of the group; `type` is Float or Double, grad
+  // [*positions, lanes].
+  void (*weight_sums[kGroupSizes])(const DepthwiseWindow& window, ScalarType type, const void* image, const void* grad,
+                                   void* sums);
   // sums += more, both [vectors, lanes].
   void (*add)(ScalarType type, int64_t vectors, const void* more, void* sums);
 };
