@@ -3,106 +3,13 @@
 #include <cstring>
 
 #include "../engine.h"
-#include "../workspace.h"
-#include "depthwise_boxes.h"
-#include "kernels.h"
-#include "parallel.h"
+#include "depthwise_in_place.h"
 
 namespace unfoldconv::cpu {
 namespace {
 
-constexpr int64_t kCacheBytes = 512 * 1024;      // of a thread, that a task's buffers may fill
-constexpr int64_t kPieceBytes = 256;             // of a tensor, that are read or written side by side
-constexpr int64_t kLeastChannels = 4;            // fewer leave most of a vector empty
-constexpr int64_t kTasksPerProblem = 16;         // a problem is cut into at least about this many tasks
-constexpr int64_t kSerialProducts = 250 * 1000;  // below this a second thread costs more than it brings
-
-constexpr const char* kWhy = "one channel per group: neighbouring channels fill the vectors";
-
-ScalarType sum_dtype(ScalarType dtype) { return is_16bit_float(dtype) ? ScalarType::Float : dtype; }
-
-int64_t room() { return std::min<int64_t>(kCacheBytes, workspace_limit().cpu); }
-
-Tensor allocate(int64_t bytes, const Tensor& like) {
-  return torch::stable::new_empty(like, {std::max<int64_t>(bytes, 1)}, ScalarType::Byte);
-}
-
-// A tensor [batch, channels, *sizes] for the three axes of the kernels.
-struct Operand {
-  char* data;
-  ScalarType dtype;
-  int64_t batch_stride, channel_stride, axis_stride[3];
-
-  template <int Rank>
-  explicit Operand(const Planes<Rank>& planes) : data(planes.data), dtype(planes.dtype) {
-    const PlaneLayout<3> layout = with_leading_axes<3>(planes.layout);
-    batch_stride = layout.stride[0], channel_stride = layout.stride[1];
-    std::copy_n(layout.axis_stride, 3, axis_stride);
-  }
-  char* at(int64_t image, int64_t channel, const Span (&box)[3]) const {
-    int64_t offset = image * batch_stride + channel * channel_stride;
-    for (int axis = 0; axis < 3; ++axis) offset += box[axis].begin * axis_stride[axis];
-    return data + offset * element_size(dtype);
-  }
-  bool channels_innermost() const { return channel_stride == 1; }
-};
-
-// What all tasks of a problem share: its channels in blocks of one vector each.
-struct Blocks {
-  const DepthwiseKernels& kernels;
-  ScalarType dtype, type;  // of the operands, of the sums
-  int64_t channels, lanes, count, vector_bytes;
-
-  Blocks(int64_t channels, ScalarType dtype)
-      : kernels(cpu::kernels().depthwise),
-        dtype(dtype),
-        type(sum_dtype(dtype)),
-        channels(channels),
-        lanes(kernels.vector_bytes / element_size(type)),
-        count(ceil_div(channels, lanes)),
-        vector_bytes(kernels.vector_bytes) {}
-
-  int64_t channels_of(int64_t first, int64_t number) const {
-    return std::min(number * lanes, channels - first * lanes);
-  }
-
-  // The copy of a box of an operand's blocks from or to buffers of `shape` [planes, rows, columns] each.
-  DepthwiseCopy copy(const Operand& operand, int64_t first, int64_t number, const Span (&box)[3],
-                     const int64_t (&shape)[3]) const {
-    const int64_t row = shape[2] * lanes, plane = shape[1] * row;
-    DepthwiseCopy copy{{}, {}, operand.channel_stride, channels_of(first, number), shape[0] * plane, plane, row};
-    for (int axis = 0; axis < 3; ++axis)
-      copy.count[axis] = box[axis].size(), copy.stride[axis] = operand.axis_stride[axis];
-    return copy;
-  }
-  // The copy of a block between rows [channels, count] side by side and vectors [count, lanes].
-  DepthwiseCopy rows(int64_t block, int64_t count) const {
-    return {{1, 1, count}, {0, 0, 1}, count, channels_of(block, 1), 0, 0, 0};
-  }
-};
-
-// rows [channels, count], packed as [blocks, count, lanes] in the type of the sums.
-Tensor pack(const Blocks& blocks, const Tensor& rows, int64_t count) {
-  const int64_t bytes = count * blocks.vector_bytes;
-  Tensor packed = allocate(blocks.count * bytes, rows);
-  char* to = static_cast<char*>(packed.data_ptr());
-  const char* from = static_cast<const char*>(rows.data_ptr());
-  parallel_over(blocks.count, 2 * bytes, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block)
-      blocks.kernels.gather(blocks.rows(block, count), blocks.dtype,
-                            from + block * blocks.lanes * count * element_size(blocks.dtype), to + block * bytes);
-  });
-  return packed;
-}
-
-// f(begin, end) over tasks, each of `products` products, in parallel if that pays.
-template <class F>
-void run_tasks(int64_t tasks, double products, const F& f) {
-  if (tasks <= 0) return;
-  if (tasks == 1 || tasks * products < kSerialProducts) return f(int64_t{0}, tasks);
-  const auto grain = static_cast<int64_t>(kSerialProducts / 8 / std::max(1., products));
-  torch::stable::parallel_for(0, tasks, std::max<int64_t>(1, grain), f);
-}
+constexpr int64_t kPieceBytes = 256;   // of a tensor, that are read or written side by side
+constexpr int64_t kLeastChannels = 4;  // fewer leave most of a vector empty
 
 // The part of the image that some results read, gathered for a block of channels.
 struct Source {
@@ -191,6 +98,8 @@ struct Work {
 // output = bias + the correlation that the axes describe.
 void correlate(const Axis (&axes)[3], const int64_t (&kernel)[3], const Operand& source, int64_t batch,
                const Blocks& blocks, const Tensor& weight, const Bias& bias, const Operand& output) {
+  if (in_place(axes, source, output, blocks))
+    return correlate_in_place(axes, kernel, source, batch, blocks, weight, bias, output);
   const int64_t taps = kernel[0] * kernel[1] * kernel[2], bytes = blocks.vector_bytes;
   const bool direct = output.channels_innermost();
   if (blocks.channels * batch * axes[0].results * axes[1].results * axes[2].results == 0) return;
@@ -199,7 +108,8 @@ void correlate(const Axis (&axes)[3], const int64_t (&kernel)[3], const Operand&
   const int64_t thread_bytes = image_bytes + (direct ? 0 : work.boxes.numel() * bytes);
   const int64_t tasks = batch * work.box_count * work.groups;
   if (Report* const report = Report::wanted()) {
-    report->engine(Engine::depthwise, "", tasks, thread_bytes, blocks.count * (taps + (bias ? 1 : 0)) * bytes, kWhy);
+    report->engine(Engine::depthwise, "", tasks, thread_bytes, blocks.count * (taps + (bias ? 1 : 0)) * bytes,
+                   kDepthwiseReason);
     return;
   }
   const Tensor packed = pack(blocks, weight, taps);
@@ -319,6 +229,8 @@ void depthwise_weight_grad(const Tensor& grad_output, const Tensor& input, const
   const int64_t channels = input.size(1), batch = input.size(0);
   const Blocks blocks(channels, input.scalar_type());
   const Operand image(planes_of<Rank>(input, channels)), grad(planes_of<Rank>(grad_output, channels));
+  if (in_place(axes, image, grad, blocks))
+    return weight_grad_in_place(axes, g.kernel, image, grad, batch, blocks, grad_weight);
   const int64_t taps = g.tap_numel(), bytes = blocks.vector_bytes;
   const Work work(axes, blocks, image.channels_innermost() || grad.channels_innermost(), bytes, 1);
 
@@ -334,7 +246,7 @@ void depthwise_weight_grad(const Tensor& grad_output, const Tensor& input, const
   const int64_t grad_bytes = work.group * work.boxes.numel() * bytes;
   const int64_t sum_bytes = splits * numel * element_size(blocks.type);
   if (Report* const report = Report::wanted()) {
-    report->engine(Engine::depthwise, "", splits * ranges, image_bytes + grad_bytes, sum_bytes, kWhy);
+    report->engine(Engine::depthwise, "", splits * ranges, image_bytes + grad_bytes, sum_bytes, kDepthwiseReason);
     return;
   }
   const Tensor sums = allocate(sum_bytes, input);
@@ -375,16 +287,7 @@ void depthwise_weight_grad(const Tensor& grad_output, const Tensor& input, const
     }
   });
 
-  char* const result = static_cast<char*>(grad_weight.data_ptr());
-  parallel_over(blocks.count, splits * taps * bytes, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      char* const sum = sum_data + block * taps * bytes;
-      for (int64_t i = 1; i < splits; ++i)
-        blocks.kernels.add(blocks.type, taps, sum + i * numel * element_size(blocks.type), sum);
-      blocks.kernels.scatter(blocks.rows(block, taps), blocks.dtype, sum,
-                             result + block * blocks.lanes * taps * element_size(blocks.dtype));
-    }
-  });
+  finish_sums(blocks, sum_data, splits, taps, grad_weight);
 }
 
 #define UNFOLDCONV_INSTANTIATE(RANK)                                                                                   \

@@ -265,9 +265,5 @@ void depthwise_add(ScalarType type, int64_t vectors, const void* more, void* sum
   add_as(vectors, static_cast<const float*>(more), static_cast<float*>(sums));
 }
 
-DepthwiseKernels depthwise_kernels() {
-  return {kVectorBytes, depthwise_gather, depthwise_scatter, depthwise_correlate, depthwise_weight_sums, depthwise_add};
-}
-
 }  // namespace
 }  // namespace unfoldconv::cpu::UNFOLDCONV_ISA

@@ -40,6 +40,16 @@ struct DepthwiseOutput {
   int64_t bytes;             // of an element of it
 };
 
+// Small kernels over tensors with the channels innermost, of one dtype, read where they lie: the window's buffer is the
+// image itself, `to` describes the output or its gradient, with all of its channels. A kernel row of 3, 5 or 7 taps
+// without dilation; a stride of 1, or of 2 for 3 taps.
+struct DepthwiseInPlace {
+  DepthwiseWindow window;
+  DepthwiseOutput to;
+  int64_t image_stride[3];
+  int64_t block_pitch;  // of packed weights and sums, in elements
+};
+
 struct DepthwiseKernels {
   int64_t vector_bytes;
 
@@ -52,6 +62,9 @@ struct DepthwiseKernels {
                     const void* bias, void* output);
   // sums[k] += sum_p grad[p] image[window(p, k)]; `type` is Float or Double, grad [*positions, lanes].
   void (*weight_sums)(const DepthwiseWindow& window, ScalarType type, const void* image, const void* grad, void* sums);
+  void (*correlate_in_place)(const DepthwiseInPlace& p, const void* image, const void* weight, const void* bias,
+                             void* output);
+  void (*weight_sums_in_place)(const DepthwiseInPlace& p, const void* image, const void* grad, void* sums);
   // sums += more, both [vectors, lanes].
   void (*add)(ScalarType type, int64_t vectors, const void* more, void* sums);
 };

@@ -1,7 +1,7 @@
 // One instance of every kernel, in the namespace and for the vectors that isa_*.cpp chose.
 #include "simd.h"
 // The order does not matter beyond this.
-#include "depthwise_instance.h"
+#include "depthwise_in_place_instance.h"
 #include "pack_instance.h"
 #include "patch_instance.h"
 #include "tile_instance.h"
