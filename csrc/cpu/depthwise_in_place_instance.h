@@ -22,9 +22,11 @@ UNFOLDCONV_INLINE RowPiece piece_at(const DepthwiseWindow& w, int64_t x) {
   return {x, first, static_cast<int>(begin), static_cast<int>(end), static_cast<int>(least(V, w.positions[2] - x))};
 }
 
-// f(Value of column i, i) for the columns of a piece; Whole tells that all of them and all the channels are there.
+// Calls f(value of column i, i) for the columns of a piece; Whole tells that all of them and all the channels are
+// there.
 template <bool Whole, int Columns, class E, class F>
-UNFOLDCONV_INLINE void for_each_column(const RowPiece& piece, const E* row, int64_t step, int64_t channels, const F& f) {
+UNFOLDCONV_INLINE void for_each_column(const RowPiece& piece, const E* row, int64_t step, int64_t channels,
+                                       const F& f) {
 #pragma GCC unroll 32
   for (int i = 0; i < Columns; ++i, row += step) {
     if constexpr (Whole)
@@ -32,6 +34,14 @@ UNFOLDCONV_INLINE void for_each_column(const RowPiece& piece, const E* row, int6
     else if (i >= piece.begin && i < piece.end)
       f(load_widened(row, channels), i);
   }
+}
+
+// Asks for V vectors. Channels that lie side by side are read in short pieces, which the processor does not recognise
+// as streams, so every row asks for what the next one reads or writes first.
+template <int V, int Write, class E>
+UNFOLDCONV_INLINE void ask_for(const E* from, int64_t step) {
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) __builtin_prefetch(from + v * step, Write);
 }
 
 // Calls f(V, Stride, Taps as constants) for the pieces of a row; false for windows that no version is compiled for.
@@ -114,6 +124,10 @@ void correlate_in_place_rows(const DepthwiseInPlace& p, const E* image, const Ac
         for (int64_t channel = 0, block = 0; channel < p.to.lanes; channel += lanes, ++block) {
           const int64_t channels = least(lanes, p.to.lanes - channel);
           const T* const weights = weight + block * p.block_pitch;
+          const int64_t next = plane * p.image_stride[0] + (row + rows.end * w.dilation[1]) * p.image_stride[1];
+          ask_for<V, 0>(image + next + (piece.first + Taps - Stride) * p.image_stride[2] + channel,
+                        Stride * p.image_stride[2]);
+          ask_for<V, 1>(to + p.to.stride[1] + x * p.to.stride[2] + channel, p.to.stride[2]);
           const Vector<T> start = bias ? load(bias + channel) : Vector<T>{};
           if (inner && channels == lanes)
             correlate_piece<E, V, Stride, Taps, true>(p, piece, planes, rows, plane, row, image + channel, weights,
@@ -148,6 +162,11 @@ void weight_sums_in_place_rows(const DepthwiseInPlace& p, const E* image, const 
         constexpr bool all = decltype(whole)::value;
         constexpr int V = size.value, columns = (V - 1) * Stride + Taps;
         const E* const from = grad + z * p.to.stride[0] + y * p.to.stride[1] + piece.x * p.to.stride[2];
+        if (tap_row == 0) {
+          const int64_t next = plane * p.image_stride[0] + (row + w.taps[1] * w.dilation[1]) * p.image_stride[1];
+          ask_for<V, 0>(image + next + (piece.first + Taps - Stride) * p.image_stride[2], Stride * p.image_stride[2]);
+          ask_for<V, 0>(from + p.to.stride[1], p.to.stride[2]);
+        }
         Vector<T> factor[V];
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) {
