@@ -9,21 +9,20 @@ namespace {
 
 constexpr int64_t kWeightBytes = 16 * 1024;   // of packed weights that one pass over some rows uses: they stay in L1
 constexpr int64_t kBandBytes = 256 * 1024;    // of results that a task writes
-constexpr int64_t kSumBandBytes = 24 * 1024;  // of a block of channels of the gradient that are read again for each row
-                                              // of the kernel
+constexpr int64_t kSumBandBytes = 24 * 1024;  // of a block's gradient, read once for each row of the kernel
 
-// Rows of results in bands, channels in groups of blocks.
+// Rows of results in bands of about so many bytes, of all channels of a group or of one block; channels in groups of
+// blocks.
 struct Bands {
   int64_t rows, count;
   int64_t group, groups;
 
-  Bands(const Axis (&axes)[3], const Blocks& blocks, int64_t taps, int64_t bytes, bool all_blocks) {
+  Bands(const Axis (&axes)[3], const Blocks& blocks, int64_t taps, int64_t bytes, bool whole_group) {
     const int64_t most = std::clamp<int64_t>(kWeightBytes / (taps * blocks.vector_bytes), 1, blocks.count);
     groups = ceil_div(blocks.count, most);
     group = ceil_div(blocks.count, groups);
     groups = ceil_div(blocks.count, group);
-    const int64_t element = all_blocks ? element_size(blocks.dtype) : element_size(blocks.type);
-    const int64_t row_bytes = axes[2].results * blocks.lanes * element * (all_blocks ? group : 1);
+    const int64_t row_bytes = axes[2].results * blocks.lanes * element_size(blocks.dtype) * (whole_group ? group : 1);
     rows = std::clamp<int64_t>(bytes / row_bytes, 1, axes[1].results);
     count = ceil_div(axes[1].results, rows);
     rows = ceil_div(axes[1].results, count);
