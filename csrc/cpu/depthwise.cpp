@@ -98,7 +98,7 @@ struct Work {
 // output = bias + the correlation that the axes describe.
 void correlate(const Axis (&axes)[3], const int64_t (&kernel)[3], const Operand& source, int64_t batch,
                const Blocks& blocks, const Tensor& weight, const Bias& bias, const Operand& output) {
-  if (in_place(axes, source, output, blocks))
+  if (in_place(axes, source, output))
     return correlate_in_place(axes, kernel, source, batch, blocks, weight, bias, output);
   const int64_t taps = kernel[0] * kernel[1] * kernel[2], bytes = blocks.vector_bytes;
   const bool direct = output.channels_innermost();
@@ -229,8 +229,7 @@ void depthwise_weight_grad(const Tensor& grad_output, const Tensor& input, const
   const int64_t channels = input.size(1), batch = input.size(0);
   const Blocks blocks(channels, input.scalar_type());
   const Operand image(planes_of<Rank>(input, channels)), grad(planes_of<Rank>(grad_output, channels));
-  if (in_place(axes, image, grad, blocks))
-    return weight_grad_in_place(axes, g.kernel, image, grad, batch, blocks, grad_weight);
+  if (in_place(axes, image, grad)) return weight_grad_in_place(axes, g.kernel, image, grad, batch, blocks, grad_weight);
   const int64_t taps = g.tap_numel(), bytes = blocks.vector_bytes;
   const Work work(axes, blocks, image.channels_innermost() || grad.channels_innermost(), bytes, 1);
 

@@ -58,7 +58,7 @@ DepthwiseInPlace problem_of(const Axis (&axes)[3], const int64_t (&kernel)[3], c
 
 }  // namespace
 
-bool in_place(const Axis (&axes)[3], const Operand& image, const Operand& output, const Blocks& blocks) {
+bool in_place(const Axis (&axes)[3], const Operand& image, const Operand& output) {
   if (!image.channels_innermost() || !output.channels_innermost()) return false;
   for (const Axis& axis : axes)
     if (axis.parts.size() != 1 || axis.results == 0 || axis.parts[0].taps == 0) return false;

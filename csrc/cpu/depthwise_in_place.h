@@ -6,7 +6,7 @@
 namespace unfoldconv::cpu {
 
 // Whether these drivers take the problem; the others of the engine take all.
-bool in_place(const Axis (&axes)[3], const Operand& image, const Operand& output, const Blocks& blocks);
+bool in_place(const Axis (&axes)[3], const Operand& image, const Operand& output);
 
 // output = bias + the correlation that the axes describe.
 void correlate_in_place(const Axis (&axes)[3], const int64_t (&kernel)[3], const Operand& image, int64_t batch,
