@@ -99,6 +99,19 @@ CASES = [
     _case("three", (4, 5, 6), 3, padding=(1, 1)),
     _case("mixed", (5, 7, 9), (2, 3, 5), stride=(2, 1, 3), padding=((1, 0), (0, 2), (3, 1)), dilation=(1, 2, 1)),
     _case("strided", (6, 7, 8), 3, stride=2, padding=(1, 1), channels=6),
+    # Small kernels, which read channels_last tensors where they lie, 7 or 8 positions at a time.
+    _case("three_wide", (5, 40), 3, padding=(1, 1)),
+    _case("three_wide_to_one_side", (4, 37), 3, padding=((0, 2), (2, 0)), dilation=(2, 1), channels=32),
+    _case("three_strided_wide", (6, 50), 3, stride=2, padding=((1, 0), (0, 1)), channels=16),
+    _case("three_strided_in_columns", (5, 31), (2, 3), stride=(1, 2), padding=(1, 1)),
+    _case("five_wide", (7, 30), 5, padding=(2, 2), channels=33),
+    _case("seven_wide", (9, 32), 7, padding=(3, 3), channels=20),
+    _case("seven_in_groups", (5, 14), 7, padding=(3, 3), channels=100),
+    _case("three_in_bands", (24, 200), 3, padding=(1, 1), batch=1),
+    _case("narrower_than_the_kernel", (6, 2), 7, padding=(4, 4)),
+    _case("cropped_columns", (6, 26), 5, padding=((1, 1), (2, -5))),
+    _case("seven", (35,), 7, padding=((3, 3),)),
+    _case("five_wide", (3, 4, 21), 5, padding=(2, 2), channels=8),
     _case("empty_batch", (9, 8), 3, padding=(1, 1), batch=0),
 ]
 
@@ -194,3 +207,14 @@ def test_padding_is_not_multiplied(isa: str) -> None:
         actual, expected = _calls(case, x, w, y, b), _reference(case, x, w, y, b)
         for name in ("conv", "input_grad"):
             assert torch.equal(actual[name].isinf(), expected[name].isinf()), name
+
+
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_positions_that_do_not_exist(kernel: int, memory_format: str, isa: str) -> None:
+    """What no window holds reaches no result, though a vector of positions ends beyond the last one."""
+    case = _case("cropped", (9, 26), kernel, padding=((0, 0), (0, -9)))
+    x, w, y, b = _operands(case, torch.float32, memory_format)
+    x[..., 17:] = torch.inf
+    for name in ("conv", "weight_grad"):
+        assert _calls(case, x, w, y, b)[name].isfinite().all(), name

@@ -2,6 +2,7 @@
 
 #include "../engine.h"
 #include "depthwise_blocks.h"
+#include "depthwise_in_place.h"
 
 namespace unfoldconv::cpu {
 namespace {
@@ -18,6 +19,8 @@ template <int Rank>
 void correlate(const Axis (&axes)[3], const int64_t (&kernel)[3], const Operand& source, int64_t batch,
                const Blocks& blocks, const Tensor& weight, const Planes<Rank>& rows, const Bias& bias,
                const Operand& output) {
+  if (blocks.group_size == 1 && in_place(axes, source, output))
+    return correlate_in_place(axes, kernel, source, batch, blocks, weight, bias, output);
   const int64_t size = blocks.group_size, bytes = blocks.vector_bytes;
   const int64_t terms = kernel[0] * kernel[1] * kernel[2] * size;
   const bool direct = output.channels_innermost();
@@ -108,7 +111,8 @@ bool depthwise_takes(const Planes<Rank>& image, const Planes<Rank>& output, cons
   if (!is_16bit_float(dtype) && dtype != ScalarType::Float && dtype != ScalarType::Double) return false;
   const int64_t size = image.layout.count[2], vector_bytes = kernels().depthwise.vector_bytes;
   if (output.layout.count[2] != size || image.layout.count[1] * size < kLeastChannels ||
-      kernels_for(size) == kGroupSizes || vector_bytes / element_size(sum_dtype(dtype)) % size != 0)
+      kernels_for(size) == kGroupSizes || !kernels().depthwise.correlate[kernels_for(size)] ||
+      vector_bytes / element_size(sum_dtype(dtype)) % size != 0)
     return false;
   if (!unit_stride(Operand(image), geometry.image[Rank - 1]) ||
       !unit_stride(Operand(output), geometry.positions[Rank - 1]))
@@ -155,6 +159,8 @@ void depthwise_weight_grad(const Tensor& grad_output, const Tensor& input, const
   const int64_t channels = input.size(1), batch = input.size(0);
   const Blocks blocks(channels, channels / groups, input.scalar_type());
   const Operand image(planes_of<Rank>(input, channels)), grad(planes_of<Rank>(grad_output, channels));
+  if (blocks.group_size == 1 && in_place(axes, image, grad) && axes[2].parts[0].taps == 3)
+    return weight_grad_in_place(axes, g.kernel, image, grad, batch, blocks, grad_weight);
   const int64_t terms = g.tap_numel() * blocks.group_size, bytes = blocks.vector_bytes;
   const Work work(axes, blocks, image.channels_innermost() || grad.channels_innermost(), bytes, 1);
 
@@ -211,16 +217,7 @@ void depthwise_weight_grad(const Tensor& grad_output, const Tensor& input, const
     }
   });
 
-  char* const result = static_cast<char*>(grad_weight.data_ptr());
-  parallel_over(blocks.count, splits * terms * bytes, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      char* const sum = sum_data + block * terms * bytes;
-      for (int64_t i = 1; i < splits; ++i)
-        blocks.kernels.add(blocks.type, terms, sum + i * numel * element_size(blocks.type), sum);
-      blocks.kernels.scatter(blocks.rows(block, terms), blocks.dtype, sum,
-                             result + block * blocks.lanes * terms * element_size(blocks.dtype));
-    }
-  });
+  finish_sums(blocks, sum_data, splits, terms, grad_weight);
 }
 
 #define UNFOLDCONV_INSTANTIATE(RANK)                                                                                  \

@@ -144,6 +144,20 @@ inline Tensor pack(const Blocks& blocks, const Tensor& rows, int64_t count) {
   return packed;
 }
 
+// grad_weight = the sum of `splits` parts [blocks, taps, lanes], in their order.
+inline void finish_sums(const Blocks& blocks, char* sums, int64_t splits, int64_t terms, Tensor& grad_weight) {
+  const int64_t bytes = blocks.vector_bytes, part = blocks.count * terms * bytes;
+  char* const result = static_cast<char*>(grad_weight.data_ptr());
+  parallel_over(blocks.count, splits * terms * bytes, [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      char* const sum = sums + block * terms * bytes;
+      for (int64_t i = 1; i < splits; ++i) blocks.kernels.add(blocks.type, terms, sum + i * part, sum);
+      blocks.kernels.scatter(blocks.rows(block, terms), blocks.dtype, sum,
+                             result + block * blocks.lanes * terms * element_size(blocks.dtype));
+    }
+  });
+}
+
 // f(begin, end) over tasks, each of `products` products, in parallel if that pays.
 template <class F>
 void run_tasks(int64_t tasks, double products, const F& f) {

@@ -11,6 +11,10 @@ UNFOLDCONV_INLINE Vector<float> load_widened(const BFloat16* from) { return wide
 UNFOLDCONV_INLINE Vector<float> load_widened(const Half* from) { return widen(from); }
 template <class T>
 UNFOLDCONV_INLINE Vector<Accumulator<T>> load_widened(const T* from, int64_t count) {
+#if UNFOLDCONV_VECTOR_BYTES == 64
+  if constexpr (std::is_same_v<T, BFloat16>)
+    return (Vector<float>)(load_lanes(reinterpret_cast<const uint16_t*>(from), 0, static_cast<int>(count)) << 16);
+#endif
   if (count == kLanes<Accumulator<T>>) return load_widened(from);
   if constexpr (sizeof(T) == sizeof(Accumulator<T>)) {
     return load_lanes(from, 0, static_cast<int>(count));

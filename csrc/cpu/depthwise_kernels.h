@@ -41,8 +41,19 @@ struct DepthwiseOutput {
   int64_t bytes;         // of an element of it
 };
 
-// Groups of 1, 2, 4 or 8 channels have kernels, in this order, as far as a vector holds whole groups.
+// Groups of 1, 2, 4 or 8 channels have kernels, in this order, as far as a vector holds whole groups. An instance may
+// have null for any but those of 1.
 constexpr int kGroupSizes = 4;
+
+// Small kernels over tensors with the channels innermost, of one dtype, read where they lie: the window's buffer is the
+// image itself, `to` describes the output or its gradient, with all of its channels. A kernel row of 3 or 7 taps
+// without dilation; a stride of 1, or of 2 for 3 taps. The weight gradient: 3 taps.
+struct DepthwiseInPlace {
+  DepthwiseWindow window;
+  DepthwiseOutput to;
+  int64_t image_stride[3];
+  int64_t block_pitch;  // of packed weights and sums, in elements
+};
 
 struct DepthwiseKernels {
   int64_t vector_bytes;
@@ -58,6 +69,10 @@ struct DepthwiseKernels {
   // [*positions, lanes].
   void (*weight_sums[kGroupSizes])(const DepthwiseWindow& window, ScalarType type, const void* image, const void* grad,
                                    void* sums);
+  // The same for small kernels of one channel per group.
+  void (*correlate_in_place)(const DepthwiseInPlace& p, const void* image, const void* weight, const void* bias,
+                             void* output);
+  void (*weight_sums_in_place)(const DepthwiseInPlace& p, const void* image, const void* grad, void* sums);
   // sums += more, both [vectors, lanes].
   void (*add)(ScalarType type, int64_t vectors, const void* more, void* sums);
 };

@@ -4,7 +4,7 @@
 //
 //   correlate    a spread vector is shared by all taps of a kernel row that meet it at one of the V positions
 //   weight_sums  and by all taps of a kernel row
-#include "depthwise_instance.h"
+#include "depthwise_in_place_instance.h"
 
 namespace unfoldconv::cpu::UNFOLDCONV_ISA {
 namespace {
@@ -254,14 +254,23 @@ void grouped_weight_sums(const DepthwiseWindow& w, ScalarType type, const void* 
   weight_sums_groups_as<float, Channels>(w, image, grad, sums);
 }
 
-DepthwiseKernels depthwise_kernels() {
-  return {kVectorBytes,
-          depthwise_gather,
-          depthwise_scatter,
-          {depthwise_correlate, grouped_correlate<2>, grouped_correlate<4>, grouped_correlate<8>},
-          {depthwise_weight_sums, grouped_weight_sums<2>, grouped_weight_sums<4>, grouped_weight_sums<8>},
-          depthwise_add};
+template <int VectorBytes>
+DepthwiseKernels depthwise_kernels_for() {
+  DepthwiseKernels kernels = {
+      kVectorBytes, depthwise_gather, depthwise_scatter, {depthwise_correlate}, {depthwise_weight_sums},
+      nullptr,      nullptr,          depthwise_add};
+  // Vectors of 16 bytes are for processors that are slow anyway: there the general kernels are enough.
+  if constexpr (VectorBytes > 16) {
+    kernels.correlate[1] = grouped_correlate<2>, kernels.weight_sums[1] = grouped_weight_sums<2>;
+    kernels.correlate[2] = grouped_correlate<4>, kernels.weight_sums[2] = grouped_weight_sums<4>;
+    kernels.correlate[3] = grouped_correlate<8>, kernels.weight_sums[3] = grouped_weight_sums<8>;
+    kernels.correlate_in_place = depthwise_correlate_in_place;
+    kernels.weight_sums_in_place = depthwise_weight_sums_in_place;
+  }
+  return kernels;
 }
+
+DepthwiseKernels depthwise_kernels() { return depthwise_kernels_for<kVectorBytes>(); }
 
 }  // namespace
 }  // namespace unfoldconv::cpu::UNFOLDCONV_ISA
