@@ -164,7 +164,7 @@ def test_against_the_reference(case: Case, dtype: torch.dtype, memory_format: st
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("per_group", [2, 4, 8])
 def test_engine(per_group: int, memory_format: str, isa: str) -> None:
-    """The cases above reach the engine, wherever a vector holds whole groups."""
+    """The cases above reach the engine, wherever a vector holds whole groups; generic vectors do without it."""
     case = _case("three", (6, 9), 3, padding=(1, 1), per_group=per_group, groups=8)
     for dtype in DTYPES:
         x, w, y, b = _operands(case, dtype, memory_format)
@@ -172,7 +172,8 @@ def test_engine(per_group: int, memory_format: str, isa: str) -> None:
         _calls(case, x, w, y, b)
         report = ops.end_report()
         lanes = {"generic": 16, "avx2": 32, "avx512": 64}[isa] // max(4, dtype.itemsize)
-        assert report.count("name=grouped") == (3 if lanes % per_group == 0 else 0), (dtype, report)
+        taken = lanes % per_group == 0 and isa != "generic"
+        assert report.count("name=grouped") == (3 if taken else 0), (dtype, report)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)

@@ -153,7 +153,7 @@ void grouped_correlate(const DepthwiseWindow& w, const DepthwiseOutput& to, cons
 // Taps of a kernel row, and channels of a group, whose sums are in registers together.
 constexpr int kMostTaps = 3, kMostChannels = 4;
 // Rows that are summed up by themselves first: errors grow with the number of terms that are added one by one.
-constexpr int64_t kRowsOfSum = 8;
+constexpr int64_t kRowsOfSum = 2;
 
 // sum[v, channel] += grad[p] * spread(image[p * stride + v * dilation], First + channel) over p < count. Shared is
 // whether stride and dilation are 1; then neighbouring positions share the spread vectors.
