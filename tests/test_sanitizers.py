@@ -116,7 +116,8 @@ def test_sanitized_library_takes_the_place_of_the_module(library: Path) -> None:
 
 def test_ops_pass_under_the_sanitizers(library: Path) -> None:
     files = [Path("tests") / name for name in OP_TESTS]
-    # With pytest's usual capture, the report would die with the process.
-    options = ["-q", "-x", "--capture=sys", "-p", "no:cacheprovider"]
+    # With pytest's usual capture, the report would die with the process. Of the instruction sets the best one: the
+    # engines around the inner loops are the same for all.
+    options = ["-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-k", "not generic and not avx2"]
     done = run_sanitized("-m", "pytest", *options, *files, library=library)
     assert done.returncode == 0, done.stdout[-10_000:]
