@@ -176,7 +176,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
     const auto& layout = problem.weights[0].layout;
     weight = {reinterpret_cast<const T*>(problem.weights[0].data), layout.stride[0] / Terms::kHalves,
               layout.stride[1] / Terms::kHalves};
-  } else {
+  } else if (plan.terms > 0) {  // a phase of an input gradient may have no taps
     pack_rows(terms, problem, plan.terms, packed);
   }
   if (problem.bias) widen_bias<Terms>(problem.bias, groups, variants, group_rows, plan.rows, bias);
