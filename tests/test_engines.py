@@ -171,8 +171,10 @@ def test_infinities_and_nan(case: Case, name: str, operand: int, isas: list[str]
 
 # The largest of few errors differs from draw to draw.
 DRAWS = 4
-# Known to fail, on processors with AVX-512 at least: 1.7 and 2.7 times torch's error.
-ABOVE_TORCHS = {("conv", "dilated-2d"), ("conv_weight_grad", "depthwise_13x13-2d")}
+# What our error may be, in those of torch's.
+FACTOR = 1.5
+# Short of that, with float32 alone: these were 1.7 and 2.7 with AVX-512, and must not become worse.
+SHORT_OF_IT = {("conv", "dilated-2d"): 2.5, ("conv_weight_grad", "depthwise_13x13-2d"): 4.0}
 
 
 def torchs(name: str, case: Case, first: Tensor, second: Tensor) -> Tensor:
@@ -193,10 +195,8 @@ def torchs(name: str, case: Case, first: Tensor, second: Tensor) -> Tensor:
 
 @each_computation
 @pytest.mark.parametrize("case", LAYERS, ids=lambda case: case.name)
-def test_errors_are_not_above_torchs(case: Case, name: str, request: pytest.FixtureRequest) -> None:
-    """The largest against float64 over some draws: 1.5 times torch's, or the rounding of the result itself."""
-    if (name, case.name) in ABOVE_TORCHS:
-        request.applymarker(pytest.mark.xfail(strict=False, reason="float32, contiguous: above 1.5 times torch's"))
+def test_errors_are_not_above_torchs(case: Case, name: str) -> None:
+    """The largest against float64 over some draws, beside torch's or the rounding of the result itself."""
     for dtype, arrange in itertools.product((torch.float32, torch.bfloat16, torch.float16), ARRANGEMENTS):
         error = torch_error = rounding = 0.0
         for _ in range(DRAWS):
@@ -207,7 +207,8 @@ def test_errors_are_not_above_torchs(case: Case, name: str, request: pytest.Fixt
             errors = [float((wide(result) - exact).abs().max()) for result in results]
             error, torch_error, rounding = map(max, (error, torch_error, rounding), errors)
         what = f"{dtype}, {arrange.__name__}: {error} beside {torch_error} of torch's and {rounding} of rounding"
-        assert error <= 1.5 * max(torch_error, rounding), what
+        factor = SHORT_OF_IT.get((name, case.name), FACTOR) if dtype == torch.float32 else FACTOR
+        assert error <= factor * max(torch_error, rounding), what
 
 
 # --- the choice of the instruction set --------------------------------------------------------------------------------
