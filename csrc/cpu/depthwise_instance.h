@@ -14,6 +14,9 @@ namespace {
 constexpr int kMostSums = 14;
 constexpr int kMostSumsAnyStep = 4;
 constexpr int kLeastSumsOfKnownTaps = 7;
+// Terms of a weight gradient that are summed up by themselves first: errors grow with the number that are added one by
+// one.
+constexpr int64_t kTermsOfSum = 64;
 
 UNFOLDCONV_INLINE constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 UNFOLDCONV_INLINE constexpr int64_t greatest(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -171,16 +174,28 @@ void weight_sums_of_taps(const DepthwiseWindow& w, const T* image, const T* grad
       const int64_t plane = w.low[0] + kz * w.dilation[0], row = w.low[1] + ky * w.dilation[1];
       const Range planes = inside(plane, w.stride[0], 0, 0, w.size[0], w.positions[0]);
       const Range rows = inside(row, w.stride[1], 0, 0, w.size[1], w.positions[1]);
+      T* const to = sums + ((kz * w.taps[1] + ky) * w.taps[2] + tap) * lanes;
       Vector<T> sum[V] = {};
+      int64_t terms = 0;
       for (int64_t z = planes.begin; z < planes.end; ++z)
         for (int64_t y = rows.begin; y < rows.end; ++y)
-          multiply_add<T, V, Step>(
-              sum, count, grad + z * grad_plane + y * grad_row, lanes,
-              image + (plane + z * w.stride[0]) * plane_pitch + (row + y * w.stride[1]) * row_pitch,
-              w.stride[2] * lanes, w.dilation[2] * lanes);
-      T* to = sums + ((kz * w.taps[1] + ky) * w.taps[2] + tap) * lanes;
+          for (int64_t x = 0; x < count; x += kTermsOfSum) {
+            const int64_t columns_of_sum = least(kTermsOfSum, count - x);
+            multiply_add<T, V, Step>(
+                sum, columns_of_sum, grad + z * grad_plane + y * grad_row + x * lanes, lanes,
+                image + (plane + z * w.stride[0]) * plane_pitch + (row + y * w.stride[1]) * row_pitch +
+                    x * w.stride[2] * lanes,
+                w.stride[2] * lanes, w.dilation[2] * lanes);
+            terms += columns_of_sum;
+            const bool last = z + 1 == planes.end && y + 1 == rows.end && x + kTermsOfSum >= count;
+            if (terms < kTermsOfSum && !last) continue;
+            terms = 0;
 #pragma GCC unroll 16
-      for (int v = 0; v < V; ++v) store(to + v * lanes, load(to + v * lanes) + sum[v]);
+            for (int v = 0; v < V; ++v) {
+              store(to + v * lanes, load(to + v * lanes) + sum[v]);
+              sum[v] = Vector<T>{};
+            }
+          }
     }
 }
 
