@@ -181,11 +181,10 @@ void weight_sums_of_taps(const DepthwiseWindow& w, const T* image, const T* grad
         for (int64_t y = rows.begin; y < rows.end; ++y)
           for (int64_t x = 0; x < count; x += kTermsOfSum) {
             const int64_t columns_of_sum = least(kTermsOfSum, count - x);
-            multiply_add<T, V, Step>(
-                sum, columns_of_sum, grad + z * grad_plane + y * grad_row + x * lanes, lanes,
-                image + (plane + z * w.stride[0]) * plane_pitch + (row + y * w.stride[1]) * row_pitch +
-                    x * w.stride[2] * lanes,
-                w.stride[2] * lanes, w.dilation[2] * lanes);
+            multiply_add<T, V, Step>(sum, columns_of_sum, grad + z * grad_plane + y * grad_row + x * lanes, lanes,
+                                     image + (plane + z * w.stride[0]) * plane_pitch +
+                                         (row + y * w.stride[1]) * row_pitch + x * w.stride[2] * lanes,
+                                     w.stride[2] * lanes, w.dilation[2] * lanes);
             terms += columns_of_sum;
             const bool last = z + 1 == planes.end && y + 1 == rows.end && x + kTermsOfSum >= count;
             if (terms < kTermsOfSum && !last) continue;
