@@ -79,6 +79,23 @@ PlaneLayout<To> with_leading_axes(const PlaneLayout<From>& layout) {
   return result;
 }
 
+// Makes a pointwise window's image one long row, where its axes and those of the result adjoin in memory: rows are cut
+// into pieces less often.
+template <int Rank, class... Layouts>
+void merge_axes(Geometry<Rank>& geometry, Layouts&... layouts) {
+  constexpr int last = Rank - 1;
+  const auto pointwise = [&](int axis) {
+    return geometry.kernel[axis] == 1 && geometry.stride[axis] == 1 && geometry.padding_low[axis] == 0 &&
+           geometry.positions[axis] == geometry.image[axis];
+  };
+  for (int axis = last - 1; axis >= 0 && pointwise(axis) && pointwise(last); --axis) {
+    const int64_t size = geometry.image[axis], row = geometry.image[last];
+    if (size != 1 && !((layouts.axis_stride[axis] == layouts.axis_stride[last] * row) && ...)) return;
+    geometry.image[last] = geometry.positions[last] = size * row;
+    geometry.image[axis] = geometry.positions[axis] = 1;
+  }
+}
+
 // A run of positions in row-major order: [first, first + count).
 struct PositionRange {
   int64_t first;

@@ -22,6 +22,7 @@ constexpr int64_t kFewChannels = 8;       // fewer make runs that are not worth 
 struct Plan {
   int64_t terms;  // of a sum
   bool gathered;  // into lines
+  bool dots;      // few rows: neighbouring terms are in the lanes instead
   // Chunks of a sum: some taps, or a part of the channels of one.
   int64_t chunk_taps, chunk_channels, chunks_per_tap, chunks;  // channels counted in terms
   int64_t rows, panel_rows, panels, block_panels, panel_blocks;
@@ -36,17 +37,19 @@ Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
   plan.terms = Terms::count(channels * taps);
   plan.gathered = (!std::is_same_v<T, typename Terms::From> && Terms::kHalves == 1) || channels % Terms::kHalves != 0 ||
                   channels < kFewChannels;
+  plan.rows = problem.variants() * problem.rows();
+  plan.dots = plan.rows <= kDotColumns;
+  const int64_t most_terms = plan.dots ? plan.terms : kChunkTerms;
   const int64_t tap_terms = plan.gathered ? plan.terms : channels / Terms::kHalves;
   const int64_t sums = plan.gathered ? 1 : taps;  // runs of tap_terms
-  plan.chunk_channels = plan.gathered ? tap_terms : std::min(tap_terms, kChunkTerms);
+  plan.chunk_channels = plan.gathered ? tap_terms : std::min(tap_terms, most_terms);
   plan.chunks_per_tap = plan.chunk_channels ? ceil_div(tap_terms, plan.chunk_channels) : 1;
   plan.chunk_channels = ceil_div(tap_terms, plan.chunks_per_tap);
-  plan.chunk_taps = plan.chunks_per_tap > 1 ? 1 : std::max<int64_t>(1, kChunkTerms / std::max<int64_t>(1, tap_terms));
+  plan.chunk_taps = plan.chunks_per_tap > 1 ? 1 : std::max<int64_t>(1, most_terms / std::max<int64_t>(1, tap_terms));
   plan.chunk_taps = std::min(plan.chunk_taps, std::max<int64_t>(1, sums));
   plan.chunks = std::max<int64_t>(1, ceil_div(sums, plan.chunk_taps)) * plan.chunks_per_tap;
 
-  plan.rows = problem.variants() * problem.rows();
-  plan.panel_rows = terms.most_lanes();
+  plan.panel_rows = plan.dots ? plan.rows : terms.most_lanes();
   plan.panels = ceil_div(plan.rows, plan.panel_rows);
 
   // What a position takes: its line, or its share of runs.
@@ -122,6 +125,30 @@ void pack_weight(const Terms& terms, const Correlation<Rank>& problem, const Pla
       });
 }
 
+// The weight as lines [groups][rows][terms], for dots.
+template <class Terms, int Rank>
+void pack_weight_lines(const Terms& terms, const Correlation<Rank>& problem, const Plan& plan,
+                       typename Terms::T* packed) {
+  using T = typename Terms::T;
+  using From = typename Terms::From;
+  using Element = std::conditional_t<Terms::kHalves == 2, uint16_t, T>;
+  const auto& layout = problem.weights[0].layout;
+  const auto& kernel = problem.geometry.kernel;
+  const int64_t taps = problem.geometry.tap_numel(), channels = problem.channels(), rows = problem.rows();
+  for (int64_t item = 0; item < problem.groups() * plan.rows; ++item) {
+    const int64_t group = item / plan.rows, row = item % plan.rows;
+    const From* const from = reinterpret_cast<const From*>(problem.weights[row / rows].at(group, row % rows).data);
+    Element* to = reinterpret_cast<Element*>(packed + item * plan.terms);
+    int64_t tap[Rank] = {};
+    for (int64_t flat = 0; flat < taps; ++flat, to += channels) {  // the last Pair of an odd number is filled up
+      int64_t offset = 0;
+      for (int axis = 0; axis < Rank; ++axis) offset += tap[axis] * layout.axis_stride[axis];
+      terms.pack.line(from + offset, layout.stride[2], reinterpret_cast<T*>(to), channels);
+      for (int axis = Rank - 1; axis >= 0 && ++tap[axis] == kernel[axis]; --axis) tap[axis] = 0;
+    }
+  }
+}
+
 template <int Rank>
 struct Position {
   int64_t index[Rank];
@@ -150,24 +177,39 @@ bool reads_inside(const Position<Rank>& position, const Tap<Rank>& tap, const Ge
 
 template <int Rank>
 void locate_positions(int64_t first, int64_t count, const Correlation<Rank>& problem, Position<Rank>* positions) {
+  constexpr int last = Rank - 1;
   const Geometry<Rank>& geometry = problem.geometry;
   const PlaneLayout<Rank>&image = problem.image.layout, &output = problem.outputs[0].layout;
-  const int64_t per_image = geometry.position_numel();
-  for (int64_t i = 0; i < count; ++i) {
-    Position<Rank>& position = positions[i];
-    const int64_t n = (first + i) / per_image;
-    unravel<Rank>((first + i) % per_image, geometry.positions, position.index);
-    position.image_offset = n * image.stride[0];
-    position.output_offset = n * output.stride[0];
-    position.interior = true;
+  // Positions [inside_begin, inside_end) of an axis see every tap inside the image.
+  int64_t inside_begin[Rank], inside_end[Rank];
+  for (int axis = 0; axis < Rank; ++axis) {
+    const int64_t reach = (geometry.kernel[axis] - 1) * geometry.dilation[axis] - geometry.padding_low[axis];
+    inside_begin[axis] = ceil_div(geometry.padding_low[axis], geometry.stride[axis]);
+    inside_end[axis] = ceil_div(geometry.image[axis] - reach, geometry.stride[axis]);
+  }
+  int64_t sizes[Rank + 1] = {problem.batch()}, index[Rank + 1];  // images are one more axis
+  std::copy_n(geometry.positions, Rank, sizes + 1);
+  unravel<Rank + 1>(first, sizes, index);
+  for (const Position<Rank>* const end = positions + count; positions != end;) {
+    int64_t image_offset = index[0] * image.stride[0], output_offset = index[0] * output.stride[0];
+    bool interior_row = true;
     for (int axis = 0; axis < Rank; ++axis) {
-      const int64_t corner = position.index[axis] * geometry.stride[axis];
-      position.image_offset += corner * image.axis_stride[axis];
-      position.output_offset += position.index[axis] * output.axis_stride[axis];
-      position.interior &= corner >= geometry.padding_low[axis] &&
-                           corner - geometry.padding_low[axis] + (geometry.kernel[axis] - 1) * geometry.dilation[axis] <
-                               geometry.image[axis];
+      const int64_t position = index[axis + 1];
+      image_offset += position * geometry.stride[axis] * image.axis_stride[axis];
+      output_offset += position * output.axis_stride[axis];
+      if (axis < last) interior_row &= position >= inside_begin[axis] && position < inside_end[axis];
     }
+    // The rest of the row. Field by field: copies of a whole struct wait for the stores into it.
+    for (; positions != end && index[Rank] < sizes[Rank]; ++positions, ++index[Rank]) {
+      std::copy_n(index + 1, Rank, positions->index);
+      positions->image_offset = image_offset;
+      positions->output_offset = output_offset;
+      positions->interior = interior_row && index[Rank] >= inside_begin[last] && index[Rank] < inside_end[last];
+      image_offset += geometry.stride[last] * image.axis_stride[last];
+      output_offset += output.axis_stride[last];
+    }
+    index[Rank] = 0;
+    for (int axis = Rank - 1; axis >= 0 && ++index[axis] == sizes[axis]; --axis) index[axis] = 0;
   }
 }
 
@@ -203,37 +245,64 @@ Run<typename Terms::T>* list_runs(const Correlation<Rank>& problem, const Plan& 
   return runs;
 }
 
-// The patch at a position as a line of terms.
+// What of a patch adjoins in memory: all taps of a row of the kernel, or single ones.
+template <int Rank>
+struct PatchRows {
+  int64_t taps;           // of a row
+  int64_t count;          // of rows
+  const int64_t* offset;  // of each, from the image element at the window's first tap
+};
+
+// The patch at a position of the border as a line of terms.
 template <class Terms, int Rank>
 void gather_line(const Terms& terms, const Correlation<Rank>& problem, const typename Terms::From* image,
-                 const Tap<Rank>* taps, const Position<Rank>& position, typename Terms::T* line) {
+                 const Tap<Rank>* taps, const PatchRows<Rank>& rows, const Position<Rank>& position,
+                 typename Terms::T* line) {
   using T = typename Terms::T;
   using Element = std::conditional_t<Terms::kHalves == 2, uint16_t, T>;
   constexpr int last = Rank - 1;
   const Geometry<Rank>& geometry = problem.geometry;
-  const int64_t channels = problem.channels(), tap_count = geometry.tap_numel();
-  // Taps along the last axis follow each other in memory.
-  const bool dense = geometry.dilation[last] == 1 && problem.image.layout.axis_stride[last] == channels;
-  const int64_t row_taps = dense ? geometry.kernel[last] : 1;
+  const int64_t channels = problem.channels();
   Element* to = reinterpret_cast<Element*>(line);
-  for (int64_t tap = 0; tap < tap_count; tap += row_taps, to += row_taps * channels) {
-    int64_t begin = 0, end = row_taps;  // of the taps that read inside the image
-    if (!position.interior) {
-      bool inside = true;
-      for (int axis = 0; axis < last; ++axis)
-        inside &= static_cast<uint64_t>(position.index[axis] * geometry.stride[axis] + taps[tap].shift[axis]) <
-                  static_cast<uint64_t>(geometry.image[axis]);
-      const int64_t start = position.index[last] * geometry.stride[last] + taps[tap].shift[last];
-      begin = std::clamp<int64_t>(-start, 0, row_taps);
-      end = inside ? std::clamp<int64_t>(geometry.image[last] - start, begin, row_taps) : begin;
-    }
+  for (int64_t row = 0; row < rows.count; ++row, to += rows.taps * channels) {
+    const Tap<Rank>& tap = taps[row * rows.taps];
+    // Of the taps, those in [begin, end) read inside the image.
+    bool inside = true;
+    for (int axis = 0; axis < last; ++axis)
+      inside &= static_cast<uint64_t>(position.index[axis] * geometry.stride[axis] + tap.shift[axis]) <
+                static_cast<uint64_t>(geometry.image[axis]);
+    const int64_t start = position.index[last] * geometry.stride[last] + tap.shift[last];
+    const int64_t begin = std::clamp<int64_t>(-start, 0, rows.taps);
+    const int64_t end = inside ? std::clamp<int64_t>(geometry.image[last] - start, begin, rows.taps) : begin;
     std::memset(static_cast<void*>(to), 0, begin * channels * sizeof(Element));
     if (begin < end)
-      terms.pack.line(image + position.image_offset + taps[tap].offset + begin * channels, 1,
+      terms.pack.line(image + position.image_offset + tap.offset + begin * channels, 1,
                       reinterpret_cast<T*>(to + begin * channels), (end - begin) * channels);
-    std::memset(static_cast<void*>(to + end * channels), 0, (row_taps - end) * channels * sizeof(Element));
+    std::memset(static_cast<void*>(to + end * channels), 0, (rows.taps - end) * channels * sizeof(Element));
   }
-  if (Terms::kHalves == 2 && tap_count * channels % 2 != 0) *to = Element{};
+  if (Terms::kHalves == 2 && geometry.tap_numel() * channels % 2 != 0) *to = Element{};
+}
+
+// The patches of a block of positions as lines of terms, in ascending order, as pack.lines demands.
+template <class Terms, int Rank>
+void gather_lines(const Terms& terms, const Correlation<Rank>& problem, const typename Terms::From* image,
+                  const Tap<Rank>* taps, const PatchRows<Rank>& rows, const Position<Rank>* positions, int64_t count,
+                  int64_t line_terms, typename Terms::T* lines) {
+  constexpr int last = Rank - 1;
+  const int64_t step = problem.geometry.stride[last] * problem.image.layout.axis_stride[last];
+  for (int64_t i = 0, next; i < count; i = next) {
+    next = i + 1;
+    if (!positions[i].interior) {
+      gather_line(terms, problem, image, taps, rows, positions[i], lines + i * line_terms);
+      continue;
+    }
+    while (next < count && positions[next].interior &&
+           positions[next].image_offset - positions[next - 1].image_offset == step)
+      ++next;
+    terms.pack.lines({image + positions[i].image_offset, step, next - i, rows.offset, rows.count,
+                      rows.taps * problem.channels(), line_terms * Terms::kHalves},
+                     lines + i * line_terms);
+  }
 }
 
 template <class Terms, int Rank>
@@ -246,17 +315,22 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const PlaneLayout<Rank>& output = problem.outputs[0].layout;
   const int64_t groups = problem.groups(), variants = problem.variants(), rows = problem.rows();
   const int64_t taps = geometry.tap_numel(), positions = problem.batch() * geometry.position_numel();
-  const int64_t padded_rows = terms.width(plan.rows);
+  const int64_t padded_rows = plan.dots ? plan.rows : terms.width(plan.rows);
   const int64_t tiles = plan.block_positions / kTileRows;
   const int64_t runs = plan.gathered ? 1 : taps * plan.chunks_per_tap;
+  const bool dense_rows =
+      geometry.dilation[Rank - 1] == 1 && problem.image.layout.axis_stride[Rank - 1] == problem.channels();
+  PatchRows<Rank> patch_rows{dense_rows ? std::max<int64_t>(1, geometry.kernel[Rank - 1]) : 1, 0, nullptr};
+  patch_rows.count = taps / patch_rows.taps;
 
   const auto carve = [&](Carver& carver) {
-    return Buffers<Terms, Rank>{carver.take<T>(plan.gathered ? plan.block_positions * plan.terms : 0),
-                                carver.take<T>(plan.gathered ? 0 : plan.chunk_channels),
-                                carver.take<Sum>(plan.block_positions * plan.panel_rows),
-                                carver.take<Position<Rank>>(plan.block_positions),
-                                carver.take<Run<T>>(tiles * runs + 1),
-                                carver.take<int32_t>(tiles * plan.chunks)};
+    return Buffers<Terms, Rank>{
+        carver.take<T>(plan.gathered ? plan.block_positions * plan.terms + kLinesSlack / sizeof(T) : 0),
+        carver.take<T>(plan.gathered ? 0 : plan.chunk_channels),
+        carver.take<Sum>(plan.block_positions * plan.panel_rows),
+        carver.take<Position<Rank>>(plan.block_positions),
+        carver.take<Run<T>>(tiles * runs + 1),
+        carver.take<int32_t>(tiles * plan.chunks)};
   };
   Carver count;
   carve(count);
@@ -265,7 +339,8 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   // What all tasks read: the packed weight, the bias and the taps.
   const auto carve_shared = [&](Carver& carver) {
     return std::make_tuple(carver.take<T>(groups * plan.terms * padded_rows),
-                           carver.take<Sum>(problem.bias ? groups * padded_rows : 0), carver.take<Tap<Rank>>(taps));
+                           carver.take<Sum>(problem.bias ? groups * padded_rows : 0), carver.take<Tap<Rank>>(taps),
+                           carver.take<int64_t>(patch_rows.count));
   };
   Carver shared_count;
   carve_shared(shared_count);
@@ -280,10 +355,15 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   }
   const Tensor shared = allocate_bytes(shared_count.bytes(), problem.like);
   Carver shared_carver(shared);
-  const auto [packed, bias, tap_list] = carve_shared(shared_carver);
-  pack_weight(terms, problem, plan, packed);
+  const auto [packed, bias, tap_list, row_offsets] = carve_shared(shared_carver);
+  if (plan.dots)
+    pack_weight_lines(terms, problem, plan, packed);
+  else
+    pack_weight(terms, problem, plan, packed);
   if (problem.bias) widen_bias<Terms>(problem.bias, groups, variants, rows, padded_rows, bias);
   list_taps<Rank>(geometry, problem.image.layout.axis_stride, tap_list);
+  for (int64_t row = 0; row < patch_rows.count; ++row) row_offsets[row] = tap_list[row * patch_rows.taps].offset;
+  patch_rows.offset = row_offsets;
   const bool lines = std::is_same_v<Sum, From> && variants == 1 && output.stride[2] == 1;
 
   const bool serial = 2. * positions * groups * plan.rows * problem.channels() * taps < kSerialFlops;
@@ -298,8 +378,8 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                   reinterpret_cast<const From*>(problem.image.data) + group * problem.image.layout.stride[1];
               locate_positions(first, block, problem, buffers.positions);
               if (plan.gathered) {
-                for (int64_t i = 0; i < block; ++i)
-                  gather_line(terms, problem, image, tap_list, buffers.positions[i], buffers.lines + i * plan.terms);
+                gather_lines(terms, problem, image, tap_list, patch_rows, buffers.positions, block, plan.terms,
+                             buffers.lines);
               } else {
                 std::fill_n(buffers.zeros, plan.chunk_channels, T{});
               }
@@ -320,7 +400,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
 
               for (int64_t panel = first_panel; panel < end_panel; ++panel) {
                 const int64_t row = panel * plan.panel_rows, lanes = std::min(plan.panel_rows, plan.rows - row);
-                const int64_t width = terms.width(lanes);
+                const int64_t width = plan.dots ? lanes : terms.width(lanes);
                 const T* const weight = packed + group * plan.terms * padded_rows + plan.terms * row;
                 for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
                   for (int64_t position = 0, tile = 0; position < block; position += kTileRows, ++tile) {
@@ -332,8 +412,8 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                                                buffers.run_ends[end] - begin,
                                                0,
                                                weight,
-                                               width,
-                                               width,
+                                               plan.dots ? 1 : width,
+                                               plan.dots ? plan.terms : width,
                                                buffers.sums + position * width,
                                                width,
                                                Start::zero,
@@ -353,7 +433,10 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                       arguments.start = Start::lane_bias;
                       arguments.bias = bias + group * padded_rows + row;
                     }
-                    terms.tile(width, tile_rows)(arguments);
+                    if (plan.dots)
+                      terms.dots(lanes)(arguments, static_cast<int>(tile_rows));
+                    else
+                      terms.tile(width, tile_rows)(arguments);
                     if (direct || chunk < plan.chunks - 1) continue;
                     for (int64_t lane = 0; lane < lanes;) {
                       const int64_t variant = (row + lane) / rows, row_of_group = (row + lane) % rows;

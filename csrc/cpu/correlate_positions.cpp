@@ -12,7 +12,7 @@ namespace {
 
 // Of a panel chunk: a good part of a second-level cache.
 constexpr int64_t kPanelBytes = 256 << 10;
-constexpr int64_t kPackedRows = 16;
+constexpr int64_t kPackedRows = 32;
 
 // Rows of a weight as lines of terms, channels first and then taps: where they lie, or packed.
 template <class Terms>
@@ -32,47 +32,45 @@ bool rows_are_lines(const Planes<Rank>& weight, const int64_t (&kernel)[Rank]) {
          whole(stride[0]) && whole(stride[1]);
 }
 
-// [groups, variants, rows, terms]. A task packs a few rows at a time, because neighbouring rows of one channel may be
-// neighbours in memory when neighbouring channels are pages apart.
+// Terms from one packed row to the next: room for what pack.taps writes beyond a row, and an odd number of cache lines,
+// so that neighbouring rows do not compete for the same sets of a cache.
+template <class T>
+int64_t row_pitch(int64_t terms) {
+  const int64_t size = sizeof(T);
+  return (ceil_div(terms * size + kLinesSlack, kAlignment) | 1) * kAlignment / size;
+}
+
+// The weight as [groups, variants, rows, pitch]. A task packs a few rows at a time, because neighbouring rows of one
+// channel may be neighbours in memory when neighbouring channels are pages apart.
 template <class Terms, int Rank>
-void pack_rows(const Terms& terms, const Correlation<Rank>& problem, int64_t row_terms, typename Terms::T* packed) {
+void pack_rows(const Terms& terms, const Correlation<Rank>& problem, int64_t pitch, const int64_t* offsets,
+               typename Terms::T* packed) {
   using T = typename Terms::T;
   using From = typename Terms::From;
-  using Element = std::conditional_t<Terms::kHalves == 2, BFloat16, T>;
   const auto& layout = problem.weights[0].layout;
   const int64_t variants = problem.variants(), rows = layout.count[1], channels = layout.count[2];
-  const auto& kernel = problem.geometry.kernel;
-  const int64_t taps = problem.geometry.tap_numel(), line_taps = kernel[Rank - 1], step = layout.axis_stride[Rank - 1];
+  const int64_t taps = problem.geometry.tap_numel();
   const int64_t blocks = ceil_div(rows, kPackedRows);
-  parallel_over(
-      layout.count[0] * variants * blocks, kPackedRows * row_terms * sizeof(T), [&](int64_t begin, int64_t end) {
-        for (int64_t block = begin; block < end; ++block) {
-          const int64_t first = block % blocks * kPackedRows, count = std::min(kPackedRows, rows - first);
-          const Planes<Rank>& weight = problem.weights[block / blocks % variants];
-          const From* const from = reinterpret_cast<const From*>(weight.at(block / blocks / variants, first).data);
-          T* const to = packed + (block / blocks * rows + first) * row_terms;
-          if (Terms::kHalves == 2)
-            for (int64_t row = 0; row < count; ++row) to[(row + 1) * row_terms - 1] = T{};
-          if (taps == 1) {
-            for (int64_t row = 0; row < count; ++row)
-              terms.pack.line(from + row * layout.stride[1], layout.stride[2], to + row * row_terms, channels);
-            continue;
-          }
-          for (int64_t channel = 0; channel < channels; ++channel) {
-            int64_t index[Rank] = {};
-            for (int64_t tap = 0; tap < taps; tap += line_taps) {
-              int64_t offset = channel * layout.stride[2];
-              for (int axis = 0; axis < Rank - 1; ++axis) offset += index[axis] * layout.axis_stride[axis];
-              for (int64_t row = 0; row < count; ++row) {
-                Element* const element = reinterpret_cast<Element*>(to + row * row_terms) + channel * taps + tap;
-                const From* const source = from + row * layout.stride[1] + offset;
-                for (int64_t i = 0; i < line_taps; ++i) element[i] = static_cast<Element>(source[i * step]);
-              }
-              for (int axis = Rank - 2; axis >= 0 && ++index[axis] == kernel[axis]; --axis) index[axis] = 0;
-            }
-          }
-        }
-      });
+  parallel_over(layout.count[0] * variants * blocks, kPackedRows * pitch * sizeof(T), [&](int64_t begin, int64_t end) {
+    for (int64_t block = begin; block < end; ++block) {
+      const int64_t first = block % blocks * kPackedRows, count = std::min(kPackedRows, rows - first);
+      const Planes<Rank>& weight = problem.weights[block / blocks % variants];
+      const From* const from = reinterpret_cast<const From*>(weight.at(block / blocks / variants, first).data);
+      T* const to = packed + (block / blocks * rows + first) * pitch;
+      const int64_t elements = pitch * Terms::kHalves;
+      if (taps == 1 && layout.stride[2] == 1)
+        for (int64_t row = 0; row < count; ++row)
+          terms.pack.line(from + row * layout.stride[1], 1, to + row * pitch, channels);
+      else if (taps == 1 && layout.stride[1] == 1)
+        terms.pack.turn(from, layout.stride[2], count, channels, to, elements);
+      else
+        terms.pack.taps({from, layout.stride[1], count, layout.stride[2], channels, offsets, taps,
+                         problem.geometry.kernel[Rank - 1], elements},
+                        to);
+      if (Terms::kHalves == 2 && channels * taps % 2 != 0)
+        for (int64_t row = 0; row < count; ++row) reinterpret_cast<uint16_t*>(to + row * pitch)[channels * taps] = 0;
+    }
+  });
 }
 
 template <class Terms, int Rank>
@@ -156,10 +154,12 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
 
   // What all tasks read: the weight as rows, and the bias.
   const bool direct_rows = variants == 1 && rows_are_lines<Terms, Rank>(problem.weights[0], geometry.kernel);
+  const int64_t pitch = row_pitch<T>(plan.terms);
   Carver shared_count;
   const auto carve_shared = [&](Carver& carver) {
-    return std::make_tuple(carver.take<T>(direct_rows ? 0 : groups * plan.rows * plan.terms),
-                           carver.take<Sum>(problem.bias ? groups * plan.rows : 0), carver.take<Tap<Rank>>(taps));
+    return std::make_tuple(carver.take<T>(direct_rows ? 0 : groups * plan.rows * pitch),
+                           carver.take<Sum>(problem.bias ? groups * plan.rows : 0), carver.take<Tap<Rank>>(taps),
+                           carver.take<int64_t>(taps));
   };
   carve_shared(shared_count);
   const int64_t tasks = plan.panels * plan.group_blocks * plan.row_blocks;
@@ -170,18 +170,19 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   }
   const Tensor shared = allocate_bytes(shared_count.bytes(), problem.like);
   Carver carver(shared);
-  const auto [packed, bias, tap_list] = carve_shared(carver);
-  WeightRows<Terms> weight{packed, plan.rows * plan.terms, plan.terms};
+  const auto [packed, bias, tap_list, weight_offsets] = carve_shared(carver);
+  WeightRows<Terms> weight{packed, plan.rows * pitch, pitch};
   if (direct_rows) {
     const auto& layout = problem.weights[0].layout;
     weight = {reinterpret_cast<const T*>(problem.weights[0].data), layout.stride[0] / Terms::kHalves,
               layout.stride[1] / Terms::kHalves};
   } else if (plan.terms > 0) {  // a phase of an input gradient may have no taps
-    pack_rows(terms, problem, plan.terms, packed);
+    list_offsets<Rank>(geometry.kernel, problem.weights[0].layout.axis_stride, weight_offsets);
+    pack_rows(terms, problem, pitch, weight_offsets, packed);
   }
   if (problem.bias) widen_bias<Terms>(problem.bias, groups, variants, group_rows, plan.rows, bias);
   list_taps<Rank>(geometry, image.layout.axis_stride, tap_list);
-  const bool lines = std::is_same_v<Sum, From> && is_line<Rank>(output, geometry.positions);
+  const bool output_lines = is_line<Rank>(output, geometry.positions);
 
   const bool serial = 2. * positions * groups * plan.rows * channels * taps < kSerialFlops;
   run_tasks(tasks, serial, problem.like, carve, [&](int64_t task, const auto& buffers) {
@@ -198,7 +199,9 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
     for (int64_t tap = 0; tap < taps; ++tap)
       next = pieces_of_tap<Rank>(tap_list[tap], geometry, image.layout, buffers.positions, pieces, terms.tiles.lanes,
                                  buffers.taps[tap], next);
-    const bool direct = lines && lanes == width && first / per_image == (first + lanes - 1) / per_image;
+    const int stores = output_lines ? join_pieces<Rank>(buffers.positions, pieces) : pieces;
+    const bool direct = std::is_same_v<Sum, From> && output_lines && lanes == width &&
+                        first / per_image == (first + lanes - 1) / per_image;
 
     for (int64_t group = first_group; group < end_group; ++group) {
       PanelArguments<From> panel{reinterpret_cast<const From*>(image.data) + group * image.layout.stride[1],
@@ -242,7 +245,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
           terms.tile(width, rows)(tile);
           if (!direct && chunk == plan.chunks - 1)
             for (int64_t i = 0; i < rows; ++i)
-              for (int piece = 0; piece < pieces; ++piece)
+              for (int piece = 0; piece < stores; ++piece)
                 terms.pack.store(tile.c + i * width + buffers.positions[piece].lane,
                                  target + i * output.stride[2] + offset_of<Rank>(buffers.positions[piece], output),
                                  output.axis_stride[Rank - 1], buffers.positions[piece].length);

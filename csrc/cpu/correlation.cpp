@@ -7,10 +7,12 @@ namespace unfoldconv::cpu {
 template <int Rank>
 bool correlate(const Correlation<Rank>& any_rank) {
   // One instance of the engines serves every rank: what an axis costs is paid for a panel, not for an element.
-  const Correlation<3> problem = with_leading_axes<3>(any_rank);
-  const auto& image = problem.image.layout;
-  const bool channels_adjoin = image.stride[2] == 1 && problem.channels() > 1;
-  if (channels_adjoin && may_use(Engine::channels) && correlate_channels(problem)) return true;
+  Correlation<3> problem = with_leading_axes<3>(any_rank);
+  merge_axes(problem.geometry, problem.image.layout, problem.outputs[0].layout);
+  const bool input_adjoins = problem.image.layout.stride[2] == 1 || problem.channels() == 1;
+  const bool output_adjoins = problem.outputs[0].layout.stride[2] == 1 || problem.rows() == 1;
+  const bool wanted = input_adjoins && (problem.channels() > 1 || output_adjoins);
+  if (wanted && may_use(Engine::channels) && correlate_channels(problem)) return true;
   return may_use(Engine::positions) && correlate_positions(problem);
 }
 

@@ -28,6 +28,7 @@ struct Terms {
   int64_t most_lanes() const { return int64_t{tiles.lanes} * tiles.vectors; }
   std::string tile_name(int64_t width) const { return std::to_string(kTileRows) + "x" + std::to_string(width); }
   Tile<T> tile(int64_t width, int64_t rows) const { return tiles.tile[width / tiles.lanes - 1][rows - 1]; }
+  Dots<T> dots(int64_t columns) const { return tiles.dots[columns - 1]; }
 };
 
 // Calls f(Terms<T, From>) with what the instruction set in use multiplies for a dtype. Returns whether it has any.

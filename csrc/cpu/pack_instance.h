@@ -41,6 +41,9 @@ UNFOLDCONV_INLINE auto gather_piece(const From* from, int64_t step, const Piece&
   if (step == 1) return load_lanes(source, piece.begin, piece.end);
   if constexpr (sizeof(From) <= 4) {
     if (step == 2) return load_even_lanes(source, piece.begin, piece.end);
+#if UNFOLDCONV_VECTOR_BYTES == 64
+    if (step <= kMostStep) return load_stepped_lanes(source, step, piece.begin, piece.end);
+#endif
   }
   alignas(kVectorBytes) Lane lanes[kLanes<Lane>] = {};
   for (int lane = piece.begin; lane < piece.end; ++lane) lanes[lane] = source[lane * step];
@@ -221,6 +224,38 @@ void pack_line(const From* from, int64_t step, T* to, int64_t count) {
   }
 }
 
+// Elements [0, count) of a vector, 0 beyond, as they stand in a line of T.
+template <class T, class From>
+UNFOLDCONV_INLINE void put_elements(const From* from, int count, void* to) {
+  if constexpr (__is_same(T, Pair)) {
+    const auto bits = load_halves(bits_of(from), count);
+    __builtin_memcpy(to, &bits, sizeof bits);
+  } else {
+    const auto raw = load_lanes(Raw<From>::pointer(from), 0, count);
+    if constexpr (__is_same(T, From))
+      store(static_cast<T*>(to), raw);
+    else
+      store(static_cast<T*>(to), widen_bits(raw, From{}));
+  }
+}
+
+template <class T, class From>
+void pack_lines(const LinesArguments<From>& arguments, T* lines) {
+  // Whole vectors are written, in ascending order, so that each row overwrites what the one before wrote too much.
+  constexpr int elements = __is_same(T, Pair) ? 2 * kLanes<float> : kLanes<T>;
+  constexpr int64_t size = __is_same(T, Pair) ? 2 : sizeof(T);
+  const auto [from, step, count, row_offset, rows, row_length, pitch] = arguments;
+  char* to = reinterpret_cast<char*>(lines);
+  for (int64_t i = 0; i < count; ++i, to += pitch * size)
+    for (int64_t row = 0; row < rows; ++row) {
+      const From* const source = from + i * step + row_offset[row];
+      char* const target = to + row * row_length * size;
+      int64_t j = 0;
+      for (; j + elements < row_length; j += elements) put_elements<T, From>(source + j, elements, target + j * size);
+      put_elements<T, From>(source + j, static_cast<int>(row_length - j), target + j * size);
+    }
+}
+
 template <class T, class From>
 void store_line(const typename SumOf<T>::type* from, From* to, int64_t step, int64_t count) {
   using Sum = typename SumOf<T>::type;
@@ -338,9 +373,114 @@ void transpose(const TransposeArguments<From>& arguments, T* to, int64_t to_step
   }
 }
 
+// --- weights as lines ------------------------------------------------------------------------------------------------
+
+// The elements of T, and where they go.
+template <class T>
+struct ElementOf {
+  using type = T;
+};
+template <>
+struct ElementOf<Pair> {
+  using type = uint16_t;
+};
+
+// Writes a vector of elements as they stood in memory.
+template <class From, class Element>
+UNFOLDCONV_INLINE void put_raw(Vector<typename Raw<From>::Lane> raw, Element* to) {
+  if constexpr (__is_same(Element, uint16_t)) {
+    typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));
+    const Half16 bits = __builtin_convertvector(raw, Half16);
+    __builtin_memcpy(to, &bits, sizeof bits);
+  } else if constexpr (__is_same(Element, From)) {
+    store(to, raw);
+  } else {
+    store(to, widen_bits(raw, From{}));
+  }
+}
+
+template <class From, class Element>
+UNFOLDCONV_INLINE void put_element(const From* from, Element* to) {
+  if constexpr (__is_same(Element, uint16_t))
+    *to = *bits_of(from);
+  else
+    *to = static_cast<Element>(*from);
+}
+
+template <class T, class From>
+void pack_taps(const TapsArguments<From>& arguments, T* lines) {
+  using Element = typename ElementOf<T>::type;
+  using Lane = typename Raw<From>::Lane;
+  using Index = std::conditional_t<sizeof(Lane) == 4, int32_t, int64_t>;
+  constexpr int lanes = kLanes<Lane>;
+  const auto& [from, row_stride, rows, channel_stride, channels, offset, taps, line_taps, pitch] = arguments;
+  auto* const to = reinterpret_cast<Element*>(lines);
+  // The taps that one vector holds, all or those of a line, and how far apart they lie in memory.
+  int64_t part = taps, low = 0, high = 0;
+  const auto measure = [&] {
+    low = high = offset[0];
+    for (int64_t tap = 1; tap < part; ++tap) {
+      low = offset[tap] < low ? offset[tap] : low;
+      high = offset[tap] > high ? offset[tap] : high;
+    }
+  };
+  measure();
+  if (high - low >= lanes) {
+    part = line_taps;
+    measure();
+  }
+  if (high - low >= lanes || part > lanes) {
+    for (int64_t channel = 0; channel < channels; ++channel)
+      for (int64_t row = 0; row < rows; ++row)
+        for (int64_t tap = 0; tap < taps; ++tap)
+          put_element(from + row * row_stride + channel * channel_stride + offset[tap],
+                      to + row * pitch + channel * taps + tap);
+    return;
+  }
+  typedef Index Mask __attribute__((vector_size(kVectorBytes)));
+  Mask index{};
+  for (int64_t tap = 0; tap < part; ++tap) index[tap] = static_cast<Index>(offset[tap] - low);
+  const int span = static_cast<int>(high - low + 1);
+  // Whole vectors are written, in ascending order along each line. Channels may be pages apart, where no hardware
+  // fetches ahead.
+  const int64_t ahead = kChannels * channel_stride;
+  for (int64_t channel = 0; channel < channels; ++channel)
+    for (int64_t tap = 0; tap < taps; tap += part) {
+      const auto* source = Raw<From>::pointer(from) + channel * channel_stride + offset[tap] - offset[0] + low;
+      Element* target = to + channel * taps + tap;
+      for (int64_t row = 0; row < rows; ++row, source += row_stride, target += pitch) {
+        if (channel + kChannels < channels) __builtin_prefetch(source + ahead);
+        put_raw<From>(__builtin_shuffle(load_lanes(source, 0, span), index), target);
+      }
+    }
+}
+
+template <class T, class From>
+void turn(const From* from, int64_t step, int64_t rows, int64_t count, T* lines, int64_t pitch) {
+  using Element = typename ElementOf<T>::type;
+  using Lane = typename Raw<From>::Lane;
+  constexpr int lanes = kLanes<Lane>;
+  auto* const to = reinterpret_cast<Element*>(lines);
+  for (int64_t row = 0; row < rows; row += lanes) {
+    const int square = static_cast<int>(rows - row < lanes ? rows - row : lanes);
+    int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) {
+      const auto* const source = Raw<From>::pointer(from) + row + i * step;
+      Vector<Lane> block[lanes];
+#pragma GCC unroll 16
+      for (int j = 0; j < lanes; ++j) block[j] = load_lanes(source + j * step, 0, square);
+      transpose_square<Lane>(block);
+      for (int j = 0; j < square; ++j) put_raw<From>(block[j], to + (row + j) * pitch + i);
+    }
+    for (; i < count; ++i)
+      for (int j = 0; j < square; ++j) put_element(from + row + j + i * step, to + (row + j) * pitch + i);
+  }
+}
+
 template <class T, class From>
 constexpr PackKernels<T, From> pack_kernels_of() {
-  return {pack_panel<T, From>, pack_rows<T, From>, transpose<T, From>, pack_line<T, From>, store_line<T, From>};
+  return {pack_panel<T, From>, pack_rows<T, From>, transpose<T, From>, pack_line<T, From>,
+          pack_lines<T, From>, pack_taps<T, From>, turn<T, From>,      store_line<T, From>};
 }
 
 AllPackKernels pack_kernels() {

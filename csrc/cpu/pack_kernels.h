@@ -47,6 +47,32 @@ struct TransposeArguments {
   int64_t period = 1;
 };
 
+// What pack.lines may overwrite beyond the last line, in bytes.
+constexpr int64_t kLinesSlack = 64;
+
+// Patches at neighbouring positions, all of whose taps read inside the image, as lines of elements: line[i][row *
+// row_length + j] = from[i * step + row_offset[row] + j]. Elements are as wide as those of T.
+template <class From>
+struct LinesArguments {
+  const From* from;
+  int64_t step, count;
+  const int64_t* row_offset;
+  int64_t rows, row_length;
+  int64_t pitch;  // of the lines, in elements, at least rows * row_length; what is between becomes 0 or is overwritten
+};
+
+// The taps of a weight as lines: to[row * pitch + channel * taps + tap] = from[row * row_stride + channel *
+// channel_stride + offset[tap]]. Elements are as wide as those of T. Each `line_taps` taps are at the same distances.
+template <class From>
+struct TapsArguments {
+  const From* from;
+  int64_t row_stride, rows;
+  int64_t channel_stride, channels;
+  const int64_t* offset;
+  int64_t taps, line_taps;
+  int64_t pitch;
+};
+
 template <class T, class From>
 struct PackKernels {
   void (*panel)(const PanelArguments<From>&, T* panel);
@@ -57,6 +83,12 @@ struct PackKernels {
   void (*transpose)(const TransposeArguments<From>&, T* to, int64_t to_step);
   // count elements, the last Pair of an odd number filled up by 0.
   void (*line)(const From* from, int64_t step, T* to, int64_t count);
+  // Lines are written in ascending order; kLinesSlack beyond the last may be overwritten.
+  void (*lines)(const LinesArguments<From>&, T* lines);
+  // kLinesSlack beyond the end of a line may be overwritten.
+  void (*taps)(const TapsArguments<From>&, T* lines);
+  // to[row * pitch + i] = from[row + i * step] for i < count; elements are as wide as those of T.
+  void (*turn)(const From* from, int64_t step, int64_t rows, int64_t count, T* to, int64_t pitch);
   // A row of a tile to a result.
   void (*store)(const typename SumOf<T>::type* from, From* to, int64_t step, int64_t count);
 };

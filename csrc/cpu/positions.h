@@ -39,6 +39,19 @@ int split_positions(int64_t first, int64_t count, const int64_t (&positions)[Ran
   return found;
 }
 
+// Joins pieces of the same image, whose positions then lie in a line; returns how many remain.
+template <int Rank>
+int join_pieces(PositionPiece<Rank>* pieces, int count) {
+  int joined = 0;
+  for (int piece = 0; piece < count; ++piece) {
+    if (joined > 0 && pieces[joined - 1].image == pieces[piece].image)
+      pieces[joined - 1].length += pieces[piece].length;
+    else
+      pieces[joined++] = pieces[piece];
+  }
+  return joined;
+}
+
 // How many pieces `count` positions can have.
 template <int Rank>
 int64_t most_pieces(int64_t count, const int64_t (&positions)[Rank]) {
@@ -81,6 +94,17 @@ void list_taps(const Geometry<Rank>& geometry, const int64_t (&axis_stride)[Rank
       taps[flat].offset += taps[flat].shift[axis] * axis_stride[axis];
     }
     for (int axis = Rank - 1; axis >= 0 && ++index[axis] == geometry.kernel[axis]; --axis) index[axis] = 0;
+  }
+}
+
+// Where the taps of a weight lie, in row-major order.
+template <int Rank>
+void list_offsets(const int64_t (&kernel)[Rank], const int64_t (&axis_stride)[Rank], int64_t* offsets) {
+  int64_t index[Rank] = {};
+  for (int64_t flat = 0, count = Geometry<Rank>::product(kernel); flat < count; ++flat) {
+    offsets[flat] = 0;
+    for (int axis = 0; axis < Rank; ++axis) offsets[flat] += index[axis] * axis_stride[axis];
+    for (int axis = Rank - 1; axis >= 0 && ++index[axis] == kernel[axis]; --axis) index[axis] = 0;
   }
 }
 

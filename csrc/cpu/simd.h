@@ -83,7 +83,18 @@ UNFOLDCONV_INLINE Vector<uint32_t> load_lanes(const uint16_t* from, int begin, i
   return __builtin_convertvector(bits, Vector<uint32_t>);
 }
 
-// The same of every second element: lane i is from[2 * i].
+// A vector of the first `count` of 16-bit elements, 0 beyond, of which nothing is read.
+UNFOLDCONV_INLINE Vector<uint16_t> load_halves(const uint16_t* from, int count) {
+#if UNFOLDCONV_VECTOR_BYTES == 64
+  return (Vector<uint16_t>)_mm512_maskz_loadu_epi16(static_cast<__mmask32>(~(~uint64_t{0} << count)), from);
+#else
+  Vector<uint16_t> result{};
+  __builtin_memcpy(&result, from, count * sizeof *from);
+  return result;
+#endif
+}
+
+// Lanes [begin, end) of every second element: lane i is from[2 * i].
 UNFOLDCONV_INLINE Vector<float> load_even_lanes(const float* from, int begin, int end) {
 #if UNFOLDCONV_VECTOR_BYTES == 64
   // What lies between two elements that are read may be read as well.
@@ -108,6 +119,38 @@ UNFOLDCONV_INLINE Vector<uint32_t> load_even_lanes(const uint16_t* from, int beg
   return result;
 #endif
 }
+
+// Lanes [begin, end) of every step-th element, for steps up to kMostStep: lane i is from[step * i].
+#if UNFOLDCONV_VECTOR_BYTES == 64
+constexpr int64_t kMostStep = 4;
+
+// Which of the 64 elements at `from` may be read.
+UNFOLDCONV_INLINE uint64_t stepped_mask(int64_t step, int begin, int end) {
+  return (~uint64_t{0} << (begin * step)) & (~uint64_t{0} >> (63 - (end - 1) * step));
+}
+UNFOLDCONV_INLINE Vector<float> load_stepped_lanes(const float* from, int64_t step, int begin, int end) {
+  const uint64_t mask = stepped_mask(step, begin, end);
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i index = _mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int>(step)));
+  const auto part = [&](int i) UNFOLDCONV_INLINE_LAMBDA {
+    return _mm512_maskz_loadu_ps(static_cast<__mmask16>(mask >> (16 * i)), from + 16 * i);
+  };
+  const __m512 low = _mm512_permutex2var_ps(part(0), index, part(1));
+  const __m512 high = _mm512_permutex2var_ps(part(2), index, part(3));
+  return (Vector<float>)_mm512_mask_blend_ps(_mm512_cmpgt_epi32_mask(index, _mm512_set1_epi32(31)), low, high);
+}
+UNFOLDCONV_INLINE Vector<uint32_t> load_stepped_lanes(const uint16_t* from, int64_t step, int begin, int end) {
+  const uint64_t mask = stepped_mask(step, begin, end);
+  const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  const __m512i index = _mm512_mullo_epi32(lane, _mm512_set1_epi32(static_cast<int>(step)));
+  const __m512i both =
+      _mm512_permutex2var_epi16(_mm512_maskz_loadu_epi16(static_cast<__mmask32>(mask), from), index,
+                                _mm512_maskz_loadu_epi16(static_cast<__mmask32>(mask >> 32), from + 32));
+  return (Vector<uint32_t>)both & 0xffff;
+}
+#else
+constexpr int64_t kMostStep = 0;
+#endif
 
 // Writes lanes [0, count) alone.
 UNFOLDCONV_INLINE void store_lanes(float* to, Vector<float> value, int count) {

@@ -1,4 +1,6 @@
 // The micro-kernel of tile_kernels.h.
+#include "dot_instance.h"
+
 namespace unfoldconv::cpu::UNFOLDCONV_ISA {
 namespace {
 
@@ -11,18 +13,11 @@ UNFOLDCONV_INLINE Vector<T> multiply_add(T a, Vector<T> b, Vector<T> sum) {
 }
 
 #ifdef UNFOLDCONV_BF16_PRODUCTS
-// A row of b in the micro-kernel: pairs are moved as 32 bits.
 UNFOLDCONV_INLINE Vector<float> multiply_add(Pair a, Vector<uint32_t> b, Vector<float> sum) {
   const uint32_t bits = __builtin_bit_cast(uint32_t, a);
   return (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(bits), (__m512bh)b);
 }
 #endif
-template <class T>
-UNFOLDCONV_INLINE Vector<T> load_row(const T* from) {
-  return load(from);
-}
-UNFOLDCONV_INLINE Vector<uint32_t> load_row(const Pair* from) { return load(reinterpret_cast<const uint32_t*>(from)); }
-
 // c = start + sum, and sum = 0.
 template <class Sum, int Rows, int Vectors>
 UNFOLDCONV_INLINE void flush(Vector<Sum> (&sum)[Rows][Vectors], Start start, const Sum* bias, Sum* c, int64_t c_step) {
@@ -79,7 +74,7 @@ void tile(const TileArguments<T>& arguments) {
 
 template <class T>
 constexpr Tiles<T> tiles() {
-  Tiles<T> result{kLanes<typename SumOf<T>::type>, kMostVectors, {}};
+  Tiles<T> result{kLanes<typename SumOf<T>::type>, kMostVectors, {}, {dots<T, 1>, dots<T, 2>, dots<T, 3>, dots<T, 4>}};
 #define UNFOLDCONV_TILES(VECTORS)                                                          \
   if constexpr (VECTORS <= kMostVectors) {                                                 \
     const Tile<T> row[] = {tile<T, 1, VECTORS>, tile<T, 2, VECTORS>, tile<T, 3, VECTORS>,  \

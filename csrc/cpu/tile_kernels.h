@@ -56,7 +56,7 @@ struct TileArguments {
   int64_t a_offset;  // of every a, in elements
   const T* b;
   int64_t b_unit, b_step;  // in elements
-  Sum* c;                  // whole vectors are written
+  Sum* c;                  // whole vectors are written by a tile
   int64_t c_step;
   Start start;
   const Sum* bias;
@@ -65,12 +65,24 @@ struct TileArguments {
 template <class T>
 using Tile = void (*)(const TileArguments<T>&);
 
-// By vectors and rows, each less one. 0 where the instance has none.
+// The same for a few columns, with neighbouring terms in the lanes, wherever they begin:
+//
+//   c[i * c_step + j] = start[j] + sum over runs and k < run.length of run.a[i][k] * b[j * b_step + run.b + k]
+//
+// for i < rows. It starts from 0 or from lane_bias, and each lane sums its terms in order before the lanes are added
+// up.
+template <class T>
+using Dots = void (*)(const TileArguments<T>&, int rows);
+
+constexpr int kDotColumns = 4;
+
+// By vectors and rows, or columns, each less one. 0 where the instance has none.
 template <class T>
 struct Tiles {
   int lanes;    // of a vector
   int vectors;  // of the widest tile
   Tile<T> tile[kTileVectors][kTileRows];
+  Dots<T> dots[kDotColumns];
 };
 
 struct TileKernels {

@@ -12,8 +12,9 @@ constexpr int64_t kFewChannels = 12;  // fewer leave most lanes of a vector empt
 template <int Rank>
 bool weight_sums(const WeightSums<Rank>& any_rank) {
   // As for correlations, one instance of the engines serves every rank.
-  const WeightSums<3> problem{with_leading_axes<3>(any_rank.grad_output), with_leading_axes<3>(any_rank.image),
-                              with_leading_axes<3>(any_rank.geometry), any_rank.grad_weight};
+  WeightSums<3> problem{with_leading_axes<3>(any_rank.grad_output), with_leading_axes<3>(any_rank.image),
+                        with_leading_axes<3>(any_rank.geometry), any_rank.grad_weight};
+  merge_axes(problem.geometry, problem.image.layout, problem.grad_output.layout);
   const bool forced = forced_engine() == Engine::channels;
   const bool channels_adjoin = problem.image.layout.stride[2] == 1 && (forced || problem.channels() >= kFewChannels);
   if (channels_adjoin && may_use(Engine::channels) && weight_sums_of_channels(problem)) return true;
