@@ -32,6 +32,7 @@ template <class Terms, int Rank>
 Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
   using T = typename Terms::T;
   const int64_t limit = workspace_limit().cpu, taps = problem.geometry.tap_numel(), channels = problem.channels();
+  const int64_t tile_rows = terms.tiles.rows;
   Plan plan;
   plan.terms = Terms::count(channels * taps);
   plan.gathered = (!std::is_same_v<T, typename Terms::From> && Terms::kHalves == 1) || channels % Terms::kHalves != 0 ||
@@ -40,7 +41,8 @@ Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
   const int64_t sums = plan.gathered ? 1 : taps;  // runs of tap_terms
   plan.chunk_channels = plan.gathered ? tap_terms : std::min(tap_terms, kChunkTerms);
   plan.chunks_per_tap = plan.chunk_channels ? ceil_div(tap_terms, plan.chunk_channels) : 1;
-  plan.chunk_channels = ceil_div(tap_terms, plan.chunks_per_tap);
+  plan.chunk_channels =
+      std::min(plan.chunk_channels, round_up(ceil_div(tap_terms, plan.chunks_per_tap), terms.tiles.depth));
   plan.chunk_taps = plan.chunks_per_tap > 1 ? 1 : std::max<int64_t>(1, kChunkTerms / std::max<int64_t>(1, tap_terms));
   plan.chunk_taps = std::min(plan.chunk_taps, std::max<int64_t>(1, sums));
   plan.chunks = std::max<int64_t>(1, ceil_div(sums, plan.chunk_taps)) * plan.chunks_per_tap;
@@ -52,12 +54,12 @@ Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
   // What a position takes: its line, or its share of runs.
   const int64_t position_bytes =
       plan.gathered ? plan.terms * static_cast<int64_t>(sizeof(T))
-                    : (sums * plan.chunks_per_tap * static_cast<int64_t>(sizeof(Run<T>)) + kTileRows) / kTileRows;
+                    : (sums * plan.chunks_per_tap * static_cast<int64_t>(sizeof(Run<T>)) + tile_rows) / tile_rows;
   const int64_t positions = problem.batch() * problem.geometry.position_numel();
-  const int64_t room = std::max<int64_t>(1, limit / 2 / std::max<int64_t>(1, position_bytes) / kTileRows) * kTileRows;
+  const int64_t room = std::max<int64_t>(1, limit / 2 / std::max<int64_t>(1, position_bytes) / tile_rows) * tile_rows;
   const int64_t most = std::min(room, kBlockPositions);
   plan.position_blocks = ceil_div(positions, most);
-  plan.block_positions = round_up(ceil_div(positions, plan.position_blocks), kTileRows);
+  plan.block_positions = round_up(ceil_div(positions, plan.position_blocks), tile_rows);
   plan.position_blocks = ceil_div(positions, plan.block_positions);
   plan.panel_blocks =
       std::clamp<int64_t>(ceil_div(kTasksPerProblem, plan.position_blocks * problem.groups()), 1, plan.panels);
@@ -247,7 +249,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const int64_t groups = problem.groups(), variants = problem.variants(), rows = problem.rows();
   const int64_t taps = geometry.tap_numel(), positions = problem.batch() * geometry.position_numel();
   const int64_t padded_rows = terms.width(plan.rows);
-  const int64_t tiles = plan.block_positions / kTileRows;
+  const int64_t most_rows = terms.tiles.rows, tiles = plan.block_positions / most_rows;
   const int64_t runs = plan.gathered ? 1 : taps * plan.chunks_per_tap;
 
   const auto carve = [&](Carver& carver) {
@@ -289,6 +291,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const bool serial = 2. * positions * groups * plan.rows * problem.channels() * taps < kSerialFlops;
   run_tasks(plan.position_blocks * groups * plan.panel_blocks, serial, problem.like, carve,
             [&](int64_t task, const auto& buffers) {
+              const TileScope<T> scope(terms.tiles);
               const int64_t first_panel = task % plan.panel_blocks * plan.block_panels;
               const int64_t end_panel = std::min(plan.panels, first_panel + plan.block_panels);
               const int64_t group = task / plan.panel_blocks % groups;
@@ -304,8 +307,8 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                 std::fill_n(buffers.zeros, plan.chunk_channels, T{});
               }
               auto* next = buffers.runs;
-              for (int64_t position = 0, tile = 0; position < block; position += kTileRows, ++tile) {
-                const int64_t tile_rows = std::min<int64_t>(kTileRows, block - position);
+              for (int64_t position = 0, tile = 0; position < block; position += most_rows, ++tile) {
+                const int64_t tile_rows = std::min(most_rows, block - position);
                 if (plan.gathered) {
                   for (int64_t i = 0; i < tile_rows; ++i) next->a[i] = buffers.lines + (position + i) * plan.terms;
                   next->b = 0;
@@ -323,8 +326,8 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                 const int64_t width = terms.width(lanes);
                 const T* const weight = packed + group * plan.terms * padded_rows + plan.terms * row;
                 for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-                  for (int64_t position = 0, tile = 0; position < block; position += kTileRows, ++tile) {
-                    const int64_t tile_rows = std::min<int64_t>(kTileRows, block - position);
+                  for (int64_t position = 0, tile = 0; position < block; position += most_rows, ++tile) {
+                    const int64_t tile_rows = std::min(most_rows, block - position);
                     const Position<Rank>* const at = buffers.positions + position;
                     const int64_t end = tile * plan.chunks + chunk;
                     const int32_t begin = end ? buffers.run_ends[end - 1] : 0;
@@ -353,7 +356,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                       arguments.start = Start::lane_bias;
                       arguments.bias = bias + group * padded_rows + row;
                     }
-                    terms.tile(width, tile_rows)(arguments);
+                    terms.multiply(width, tile_rows, arguments);
                     if (direct || chunk < plan.chunks - 1) continue;
                     for (int64_t lane = 0; lane < lanes;) {
                       const int64_t variant = (row + lane) / rows, row_of_group = (row + lane) % rows;

@@ -4,6 +4,7 @@ namespace {
 
 // As many accumulators as registers allow, beside one row of b and one broadcast element.
 constexpr int kMostVectors = kVectorBytes == 64 ? 4 : 2;
+constexpr int kTileRows = 6;
 
 template <class T>
 UNFOLDCONV_INLINE Vector<T> multiply_add(T a, Vector<T> b, Vector<T> sum) {
@@ -42,7 +43,7 @@ UNFOLDCONV_INLINE void flush(Vector<Sum> (&sum)[Rows][Vectors], Start start, con
 }
 
 template <class T, int Rows, int Vectors>
-void tile(const TileArguments<T>& arguments) {
+void tile(const TileArguments<T>& arguments, int /*rows*/) {
   using Sum = typename SumOf<T>::type;
   constexpr int lanes = kLanes<Sum>;
   Vector<Sum> sum[Rows][Vectors] = {};
@@ -79,7 +80,7 @@ void tile(const TileArguments<T>& arguments) {
 
 template <class T>
 constexpr Tiles<T> tiles() {
-  Tiles<T> result{kLanes<typename SumOf<T>::type>, kMostVectors, {}};
+  Tiles<T> result{kLanes<typename SumOf<T>::type>, kMostVectors, kTileRows, 1, nullptr, nullptr, {}};
 #define UNFOLDCONV_TILES(VECTORS)                                                          \
   if constexpr (VECTORS <= kMostVectors) {                                                 \
     const Tile<T> row[] = {tile<T, 1, VECTORS>, tile<T, 2, VECTORS>, tile<T, 3, VECTORS>,  \

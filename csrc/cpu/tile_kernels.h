@@ -2,18 +2,18 @@
 //
 //   c[i, j] = start[i, j] + sum over runs and k < run.length of run.a[i][k] * b[run.b * b_unit + k * b_step + j]
 //
-// i counts up to kTileRows rows, whose elements are broadcast; j the lanes of up to kTileVectors vectors. Terms are
-// summed in blocks, each from 0 and one product after the other, and the blocks are added up: rounding errors grow with
-// the length of a block and the number of blocks, not with their product (Higham, "The accuracy of floating point
-// summation", 1993). A block ends after kBlockTerms terms of a run, and with a run that says so. Nothing in this
-// depends on the sizes of the tile, nor does an element of the result.
+// i counts up to Tiles::rows rows, j the lanes of up to kTileVectors vectors. Terms are summed in blocks, each from 0
+// and one product after the other, and the blocks are added up: rounding errors grow with the length of a block and the
+// number of blocks, not with their product (Higham, "The accuracy of floating point summation", 1993). A block ends
+// after kBlockTerms terms of a run, and with a run that says so; an instance whose instructions sum shorter blocks by
+// themselves (amx_tile_instance.h) has those. Nothing in this depends on the sizes of the tile, nor does an element of
+// the result.
 #pragma once
 
 #include <cstdint>
 
 namespace unfoldconv::cpu {
 
-constexpr int kTileRows = 6;
 constexpr int kTileVectors = 4;
 constexpr int64_t kBlockTerms = 32;
 
@@ -31,13 +31,19 @@ struct SumOf<Pair> {
   using type = float;
 };
 
+// The most rows that a tile of any instance has.
+template <class T>
+constexpr int kMostTileRows = 6;
+template <>
+inline constexpr int kMostTileRows<Pair> = 32;
+
 // A stretch of the sum whose terms lie in a line: for each row of the tile, and as consecutive rows of b.
 template <class T>
 struct Run {
-  const T* a[kTileRows];
   int64_t b;       // where the first row of b begins, in units of b_unit
   int64_t length;  // terms
   bool ends_block;
+  const T* a[kMostTileRows<T>];
 };
 
 // What a tile adds to.
@@ -63,14 +69,17 @@ struct TileArguments {
 };
 
 template <class T>
-using Tile = void (*)(const TileArguments<T>&);
+using Tile = void (*)(const TileArguments<T>&, int rows);
 
-// By vectors and rows, each less one. 0 where the instance has none.
 template <class T>
 struct Tiles {
-  int lanes;    // of a vector
-  int vectors;  // of the widest tile
-  Tile<T> tile[kTileVectors][kTileRows];
+  int lanes;        // of a vector
+  int vectors;      // of the widest tile; 0 where the instance has none
+  int rows;         // of the tallest
+  int depth;        // terms that are multiplied at a time: a run of a multiple wastes none
+  void (*enter)();  // what a thread calls before its first tile and after its last, unless null
+  void (*leave)();
+  Tile<T> tile[kTileVectors][kMostTileRows<T>];  // by vectors and rows, each less one
 };
 
 struct TileKernels {

@@ -58,7 +58,7 @@ Plan plan_of(const Terms& terms, const WeightSums<Rank>& problem) {
   const int64_t blocks = problem.groups() * plan.panel_blocks * plan.tap_blocks;
   const int64_t wanted = std::min(ceil_div(kTasksPerProblem, blocks), std::max<int64_t>(1, plan.rows / kLeastRows));
   plan.row_blocks = std::max(ceil_div(plan.rows, most_rows), wanted);
-  plan.block_rows = std::min(most_rows, round_up(ceil_div(plan.rows, plan.row_blocks), kTileRows));
+  plan.block_rows = std::min(most_rows, round_up(ceil_div(plan.rows, plan.row_blocks), terms.tiles.rows));
   plan.row_blocks = ceil_div(plan.rows, plan.block_rows);
 
   const int64_t weight_bytes =
@@ -192,6 +192,7 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
 
   const bool serial = 2. * numel * positions < kSerialFlops;
   run_tasks(tasks, serial, problem.grad_weight, carve, [&](int64_t task, const auto& buffers) {
+    const TileScope<T> scope(terms.tiles);
     const int64_t first_row = task % plan.row_blocks * plan.block_rows;
     const int64_t rows = std::min(plan.block_rows, plan.rows - first_row);
     const int64_t first_tap = task / plan.row_blocks % plan.tap_blocks * plan.block_taps;
@@ -232,7 +233,7 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
             block += length;
             run.ends_block = block >= kBlockTerms;
             if (run.ends_block) block = 0;
-            for (int64_t i = 0; i < kTileRows; ++i) run.a[i] = buffers.grads + i * pitch + first;
+            for (int64_t i = 0; i < terms.tiles.rows; ++i) run.a[i] = buffers.grads + i * pitch + first;
             run.b = offset;
             run.length = length;
           };
@@ -274,10 +275,10 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
               }
             }
           Sum* const sums = sums_of(tap, panel);
-          for (int64_t row = 0; row < rows; row += kTileRows) {
+          for (int64_t row = 0; row < rows; row += terms.tiles.rows) {
             arguments.a_offset = row * pitch;
             arguments.c = sums + row * width;
-            terms.tile(width, std::min<int64_t>(kTileRows, rows - row))(arguments);
+            terms.multiply(width, std::min<int64_t>(terms.tiles.rows, rows - row), arguments);
           }
         }
       }
