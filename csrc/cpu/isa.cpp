@@ -53,14 +53,16 @@ const char* name_of(Isa isa) {
 #ifdef __x86_64__
 namespace {
 
-// Whether this process may use the tiles of AMX for bfloat16.
+// Whether this process may use the tiles of AMX for bfloat16, and the processor has avx512_bf16 as well.
 bool has_amx() {
 #if defined(UNFOLDCONV_AMX_MODEL)
   return true;
 #elif defined(__linux__) && defined(SYS_arch_prctl)
   constexpr unsigned leaf = 7, bf16 = 1u << 22, tiles = 1u << 24;  // cpuid: bits of edx
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  if (!__get_cpuid_count(leaf, 0, &eax, &ebx, &ecx, &edx) || !(edx & bf16) || !(edx & tiles)) return false;
+  if (!__get_cpuid_count(leaf, 0, &eax, &ebx, &ecx, &edx) || !(edx & bf16) || !(edx & tiles) ||
+      !__builtin_cpu_supports("avx512bf16"))
+    return false;
   // A process has to ask for the registers. Refused where the kernel does not know them, or a thread's stack for
   // signals has no room for them.
   constexpr long request_permission = 0x1023, tile_data = 18;
@@ -82,8 +84,8 @@ Isa best_isa() {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (!avx512) return Isa::avx2;
-    if (!__builtin_cpu_supports("avx512bf16")) return Isa::avx512;
-    return has_amx() ? Isa::amx : Isa::avx512_bf16;
+    if (has_amx()) return Isa::amx;
+    return __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512;
   }();
   return best;
 #else
