@@ -1,5 +1,5 @@
 """What the CPU engines must do on an instruction set: test_engines.py asks it of those that the processor has, and
-emulator/amx_engines.py of AMX on a model of it."""
+amx/engines.py of AMX on a model of it."""
 
 import itertools
 from collections.abc import Callable, Iterable

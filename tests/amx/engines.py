@@ -1,4 +1,4 @@
-"""What test_amx.py runs on a library whose tile instructions are those of amx_model.h: bfloat16 in every engine."""
+"""What test_amx.py runs on a library whose tile instructions are those of model.h: bfloat16 in every engine."""
 
 from collections.abc import Callable
 
@@ -31,6 +31,8 @@ TILE_CASES = [
         make_case(f"channels_{channels}", 2, in_channels=channels, out_channels=33, input_size=(6, 9), bias=True)
         for channels in (30, 32, 34, 40, 63, 66, 96)
     ),
+    # A row of positions that ends in the first half of a register.
+    make_case("wrapped", 2, in_channels=64, out_channels=33, input_size=(5, 22), kernel_size=(3, 3)),
 ]  # fmt: skip
 
 
