@@ -25,15 +25,15 @@ struct Plan {
   // Chunks of a sum: some taps, or a part of the channels of one.
   int64_t chunk_taps, chunk_channels, chunks_per_tap, chunks;  // channels counted in terms
   int64_t rows, panel_rows, panels, block_panels, panel_blocks;
-  int64_t block_positions, position_blocks;
+  int64_t tile_rows, block_positions, position_blocks;
 };
 
 template <class Terms, int Rank>
 Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
   using T = typename Terms::T;
   const int64_t limit = workspace_limit().cpu, taps = problem.geometry.tap_numel(), channels = problem.channels();
-  const int64_t tile_rows = terms.tiles.rows;
   Plan plan;
+  plan.tile_rows = terms.tiles.rows;
   plan.terms = Terms::count(channels * taps);
   plan.gathered = (!std::is_same_v<T, typename Terms::From> && Terms::kHalves == 1) || channels % Terms::kHalves != 0 ||
                   channels < kFewChannels;
@@ -52,14 +52,15 @@ Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
   plan.panels = ceil_div(plan.rows, plan.panel_rows);
 
   // What a position takes: its line, or its share of runs.
+  const int64_t run_bytes = sizeof(Run<T>) / plan.tile_rows + sizeof(const T*) + 1;
   const int64_t position_bytes =
-      plan.gathered ? plan.terms * static_cast<int64_t>(sizeof(T))
-                    : (sums * plan.chunks_per_tap * static_cast<int64_t>(sizeof(Run<T>)) + tile_rows) / tile_rows;
+      plan.gathered ? plan.terms * static_cast<int64_t>(sizeof(T)) : sums * plan.chunks_per_tap * run_bytes;
   const int64_t positions = problem.batch() * problem.geometry.position_numel();
-  const int64_t room = std::max<int64_t>(1, limit / 2 / std::max<int64_t>(1, position_bytes) / tile_rows) * tile_rows;
+  const int64_t room =
+      std::max<int64_t>(1, limit / 2 / std::max<int64_t>(1, position_bytes) / plan.tile_rows) * plan.tile_rows;
   const int64_t most = std::min(room, kBlockPositions);
   plan.position_blocks = ceil_div(positions, most);
-  plan.block_positions = round_up(ceil_div(positions, plan.position_blocks), tile_rows);
+  plan.block_positions = round_up(ceil_div(positions, plan.position_blocks), plan.tile_rows);
   plan.position_blocks = ceil_div(positions, plan.block_positions);
   plan.panel_blocks =
       std::clamp<int64_t>(ceil_div(kTasksPerProblem, plan.position_blocks * problem.groups()), 1, plan.panels);
@@ -138,7 +139,8 @@ struct Buffers {
   typename Terms::Sum* sums;
   Position<Rank>* positions;
   Run<T>* runs;
-  int32_t* run_ends;  // [tiles, chunks]
+  const T** run_rows;  // [runs, rows of a tile]
+  int32_t* run_ends;   // [tiles, chunks]
 };
 
 template <int Rank>
@@ -187,17 +189,17 @@ Run<typename Terms::T>* list_runs(const Correlation<Rank>& problem, const Plan& 
     const int64_t first_channel = chunk % plan.chunks_per_tap * plan.chunk_channels;
     for (int64_t tap = first_tap; tap < end_tap; ++tap) {
       bool any = false;
+      const T** const run_rows = buffers.run_rows + (runs - buffers.runs) * plan.tile_rows;
       for (int64_t i = 0; i < rows; ++i) {
         const bool inside = positions[i].interior || reads_inside(positions[i], taps[tap], problem.geometry);
         any |= inside;
-        runs->a[i] =
+        run_rows[i] =
             inside ? reinterpret_cast<const T*>(image + positions[i].image_offset + taps[tap].offset) + first_channel
                    : buffers.zeros;
       }
-      runs->b = tap * tap_terms + first_channel;
-      runs->length = std::min(plan.chunk_channels, tap_terms - first_channel);
-      // So that a run of zeros can be left out without moving the blocks of others.
-      runs->ends_block = runs->length >= kBlockTerms;
+      const int64_t length = std::min(plan.chunk_channels, tap_terms - first_channel);
+      // Blocks end so that a run of zeros can be left out without moving those of others.
+      *runs = {run_rows, tap * tap_terms + first_channel, length, length >= kBlockTerms};
       runs += any;
     }
     run_ends[chunk] = static_cast<int32_t>(runs - buffers.runs);
@@ -249,7 +251,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const int64_t groups = problem.groups(), variants = problem.variants(), rows = problem.rows();
   const int64_t taps = geometry.tap_numel(), positions = problem.batch() * geometry.position_numel();
   const int64_t padded_rows = terms.width(plan.rows);
-  const int64_t most_rows = terms.tiles.rows, tiles = plan.block_positions / most_rows;
+  const int64_t tiles = plan.block_positions / plan.tile_rows;
   const int64_t runs = plan.gathered ? 1 : taps * plan.chunks_per_tap;
 
   const auto carve = [&](Carver& carver) {
@@ -258,6 +260,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                                 carver.take<Sum>(plan.block_positions * plan.panel_rows),
                                 carver.take<Position<Rank>>(plan.block_positions),
                                 carver.take<Run<T>>(tiles * runs + 1),
+                                carver.take<const T*>((tiles * runs + 1) * plan.tile_rows),
                                 carver.take<int32_t>(tiles * plan.chunks)};
   };
   Carver count;
@@ -307,14 +310,13 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                 std::fill_n(buffers.zeros, plan.chunk_channels, T{});
               }
               auto* next = buffers.runs;
-              for (int64_t position = 0, tile = 0; position < block; position += most_rows, ++tile) {
-                const int64_t tile_rows = std::min(most_rows, block - position);
+              for (int64_t position = 0, tile = 0; position < block; position += plan.tile_rows, ++tile) {
+                const int64_t tile_rows = std::min(plan.tile_rows, block - position);
                 if (plan.gathered) {
-                  for (int64_t i = 0; i < tile_rows; ++i) next->a[i] = buffers.lines + (position + i) * plan.terms;
-                  next->b = 0;
-                  next->length = plan.terms;
-                  next->ends_block = true;
-                  buffers.run_ends[tile] = static_cast<int32_t>(++next - buffers.runs);
+                  const auto** const run_rows = buffers.run_rows + (next - buffers.runs) * plan.tile_rows;
+                  for (int64_t i = 0; i < tile_rows; ++i) run_rows[i] = buffers.lines + (position + i) * plan.terms;
+                  *next++ = {run_rows, 0, plan.terms, true};
+                  buffers.run_ends[tile] = static_cast<int32_t>(next - buffers.runs);
                 } else {
                   next = list_runs<Terms, Rank>(problem, plan, image, tap_list, buffers.positions + position, tile_rows,
                                                 buffers, buffers.run_ends + tile * plan.chunks, next);
@@ -326,8 +328,8 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                 const int64_t width = terms.width(lanes);
                 const T* const weight = packed + group * plan.terms * padded_rows + plan.terms * row;
                 for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-                  for (int64_t position = 0, tile = 0; position < block; position += most_rows, ++tile) {
-                    const int64_t tile_rows = std::min(most_rows, block - position);
+                  for (int64_t position = 0, tile = 0; position < block; position += plan.tile_rows, ++tile) {
+                    const int64_t tile_rows = std::min(plan.tile_rows, block - position);
                     const Position<Rank>* const at = buffers.positions + position;
                     const int64_t end = tile * plan.chunks + chunk;
                     const int32_t begin = end ? buffers.run_ends[end - 1] : 0;

@@ -221,12 +221,10 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
           const int64_t rows = std::min({int64_t{terms.tiles.rows}, end_row - row, group_rows - row_of_group});
           From* const target = reinterpret_cast<From*>(problem.outputs[variant].data) + group * output.stride[1] +
                                row_of_group * output.stride[2];
-          Run<T> line;
-          line.b = 0;
-          line.length = panel.count;
-          line.ends_block = true;
+          const T* weight_rows[kMostTileRows<T>];
+          const Run<T> line{weight_rows, 0, panel.count, true};
           for (int64_t i = 0; i < rows; ++i)
-            line.a[i] = weight.data + group * weight.group_stride + (row + i) * weight.row_stride + panel.first;
+            weight_rows[i] = weight.data + group * weight.group_stride + (row + i) * weight.row_stride + panel.first;
           TileArguments<T> tile{&line, 1, 0, buffers.panel, 0, width, buffers.tile, width, Start::zero, nullptr};
           if (direct) {
             tile.c = reinterpret_cast<Sum*>(target + first / per_image * output.stride[0] + first % per_image);

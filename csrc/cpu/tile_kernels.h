@@ -40,10 +40,10 @@ inline constexpr int kMostTileRows<Pair> = 32;
 // A stretch of the sum whose terms lie in a line: for each row of the tile, and as consecutive rows of b.
 template <class T>
 struct Run {
-  int64_t b;       // where the first row of b begins, in units of b_unit
-  int64_t length;  // terms
+  const T* const* a;  // [rows]
+  int64_t b;          // where the first row of b begins, in units of b_unit
+  int64_t length;     // terms
   bool ends_block;
-  const T* a[kMostTileRows<T>];
 };
 
 // What a tile adds to.

@@ -79,6 +79,7 @@ struct Buffers {
   Sum *sums, *result;
   PositionPiece<Rank>* positions;
   Run<T>* runs;
+  const T** run_rows;  // [runs, rows of a tile]
 };
 
 // The positions of a piece that a tap reads inside the image for, and the image element that the first of them reads.
@@ -158,7 +159,8 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
         carver.take<Sum>(plan.block_taps * plan.block_panels * plan.block_rows * plan.panel_channels),
         carver.take<Sum>(plan.panel_channels * plan.block_taps),
         carver.take<PositionPiece<Rank>>(most_runs),
-        carver.take<Run<T>>(most_runs)};
+        carver.take<Run<T>>(most_runs),
+        carver.take<const T*>(most_runs * terms.tiles.rows)};
   };
   Carver count;
   carve(count);
@@ -229,13 +231,11 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
                                      nullptr};
           int64_t block = 0;  // terms in the block so far
           const auto add_run = [&](int64_t first, int64_t offset, int64_t length) {
-            Run<T>& run = buffers.runs[arguments.run_count++];
+            const T** const run_rows = buffers.run_rows + arguments.run_count * terms.tiles.rows;
+            for (int64_t i = 0; i < terms.tiles.rows; ++i) run_rows[i] = buffers.grads + i * pitch + first;
             block += length;
-            run.ends_block = block >= kBlockTerms;
-            if (run.ends_block) block = 0;
-            for (int64_t i = 0; i < terms.tiles.rows; ++i) run.a[i] = buffers.grads + i * pitch + first;
-            run.b = offset;
-            run.length = length;
+            buffers.runs[arguments.run_count++] = {run_rows, offset, length, block >= kBlockTerms};
+            if (block >= kBlockTerms) block = 0;
           };
           if (plan.direct) {
             arguments.b = reinterpret_cast<const T*>(plane + channel);

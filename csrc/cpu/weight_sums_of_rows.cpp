@@ -181,6 +181,7 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
     for (int64_t segment = first_segment; segment < end_segment; segment += kChunkSegments) {
       const int64_t segments = std::min(kChunkSegments, end_segment - segment);
       int pieces[kChunkSegments];
+      const T* run_rows[kChunkSegments][kMostTileRows<T>];
       for (int64_t s = 0; s < segments; ++s) {
         const int64_t first = (segment + s) * plan.segment;
         const int64_t length = std::min(plan.segment, positions - first);
@@ -195,11 +196,9 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
                          geometry.stride[Rank - 1] * image.axis_stride[Rank - 1], channels, taps, first_patch, patches,
                          buffers.taps, static_cast<int>(plan.segment / terms.tiles.lanes)},
                         rows);
-        Run<T>& run = buffers.runs[s];
-        for (int64_t i = 0; i < terms.tiles.rows; ++i) run.a[i] = rows + i * segment_terms;
-        run.b = s * segment_terms;
-        run.length = Terms::count(length);
-        run.ends_block = (s + 1) * segment_terms % kBlockTerms == 0;
+        for (int64_t i = 0; i < terms.tiles.rows; ++i) run_rows[s][i] = rows + i * segment_terms;
+        buffers.runs[s] = {run_rows[s], s * segment_terms, Terms::count(length),
+                           (s + 1) * segment_terms % kBlockTerms == 0};
       }
       for (int64_t panel = first_panel; panel < end_panel; ++panel) {
         const int64_t row = panel * plan.panel_rows, lanes = std::min(plan.panel_rows, plan.rows - row);

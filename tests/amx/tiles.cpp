@@ -12,12 +12,7 @@ extern "C" __attribute__((visibility("default"))) void multiply(int rows, int ve
                                                                 const float* bias) {
   constexpr int most_runs = 4;
   Run<Pair> runs[most_runs];
-  for (int run = 0; run < run_count; ++run) {
-    runs[run].b = b_rows[run];
-    runs[run].length = lengths[run];
-    runs[run].ends_block = true;
-    for (int row = 0; row < rows; ++row) runs[run].a[row] = a[run * rows + row];
-  }
+  for (int run = 0; run < run_count; ++run) runs[run] = {a + run * rows, b_rows[run], lengths[run], true};
   static const Tiles<Pair> tiles = amx::pair_tiles();
   tiles.enter();
   tiles.tile[vectors - 1][rows - 1](
