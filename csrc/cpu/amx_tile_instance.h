@@ -122,10 +122,10 @@ UNFOLDCONV_INLINE void multiply_strip(const TileArguments<Pair>& arguments, int 
     for (int i = 0; i < RowTiles; ++i) {
       even[i] = rows_of(i) == kSide ? evenly_spaced(run->a + i * kSide) : Rows{};
       all_even &= even[i].first != nullptr;
-      a[i] = {even[i].first + arguments.a_offset, even[i].stride};
     }
     int64_t k = 0;
     if (all_even) {
+      for (int i = 0; i < RowTiles; ++i) a[i] = {even[i].first + arguments.a_offset, even[i].stride};
       for (; k + kSide <= length; k += kSide, b.first += kSide * b_step) {
         multiply_terms<RowTiles, Vectors>(a, b);
         for (int i = 0; i < RowTiles; ++i) a[i].first += kSide;
