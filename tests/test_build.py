@@ -42,7 +42,7 @@ class Project:
         path.write_text(text.replace("PUBLIC", '__attribute__((visibility("default")))'))
         settle(path)
 
-    def build(self, namespace: str = "first") -> set[str]:
+    def build(self, namespace: str = "first", definitions: dict[str, str] | None = None) -> set[str]:
         """Builds and returns which files were compiled."""
         steps: list[str] = []
         self.library = self.folder / f"{len(list(self.folder.glob('*.so')))}.so"
@@ -53,6 +53,7 @@ class Project:
             version="1",
             toolkit=None,
             namespace=namespace,
+            definitions=definitions,
             echo=steps.append,
         )
         return {Path(step.split()[-1]).name for step in steps if step.startswith("compiling")}
@@ -126,6 +127,14 @@ def test_new_namespace_recompiles_only_the_files_that_name_it(project: Project) 
     assert project.name() == "first"
     assert project.build("second") == {"named.cpp"}
     assert project.name() == "second"
+
+
+def test_definition_reaches_only_the_files_that_name_it(project: Project) -> None:
+    project.write("cpu/reader.cpp", 'extern "C" PUBLIC int value() { return GIVEN; }\n')
+    project.build(definitions={"GIVEN": "5"})
+    assert project.value() == 5
+    assert project.build(definitions={"GIVEN": "6"}) == {"reader.cpp"}
+    assert project.value() == 6
 
 
 def test_namespace_named_in_a_header_reaches_its_readers(project: Project) -> None:

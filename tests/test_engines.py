@@ -11,19 +11,24 @@ import torch
 from torch import Tensor
 
 import unfoldconv as uc
-from cases import FLOATS, MEMORY_FORMATS, Case, channels_last
-from compare import assert_same_bits, assert_within_rounding, wide
+from cases import FLOATS, MEMORY_FORMATS, Case
+from compare import assert_within_rounding, wide
 from computations import COMPUTATIONS, expected_of, operands
 from engine_cases import ENGINE_CASES, LAYERS, PATH_CASES, SHARED_CASES
+from engine_checks import (
+    ARRANGEMENTS,
+    check_batch,
+    check_infinities_and_nan,
+    check_small_workspaces,
+    check_threads,
+    check_values,
+    op,
+    set_isa,
+)
 
-ISAS = ("generic", "avx2", "avx512", "avx512_bf16")
-ARRANGEMENTS: tuple[Callable[[Tensor], Tensor], ...] = (Tensor.contiguous, channels_last)
+ISAS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
 
 each_computation = pytest.mark.parametrize("name", COMPUTATIONS)
-
-
-def set_isa(name: str) -> None:
-    torch.ops.unfoldconv.set_isa(name)
 
 
 @pytest.fixture(autouse=True)
@@ -42,27 +47,14 @@ def isas() -> Iterator[list[str]]:
     set_isa(used)
 
 
-def op(name: str) -> Callable[..., Tensor]:
-    """The op itself: it takes cropping padding, which the functions refuse."""
-    return COMPUTATIONS[name][0][-1]
-
-
 # --- against the reference --------------------------------------------------------------------------------------------
 
 
 @each_computation
 @pytest.mark.parametrize("case", ENGINE_CASES, ids=lambda case: case.name)
 def test_every_instruction_set(case: Case, name: str, isas: list[str]) -> None:
-    """Contiguous and channels_last operands, in all four pairs."""
     for dtype in FLOATS:
-        tensors = operands(name, case, dtype, "cpu")
-        exact, magnitude = expected_of(name, case, tensors)
-        for first, second in itertools.product(ARRANGEMENTS, repeat=2):
-            arranged = [first(tensors[0]), second(tensors[1]), tensors[2]]
-            for isa in isas:
-                set_isa(isa)
-                what = f"{dtype}, {isa}, {first.__name__} and {second.__name__}"
-                assert_within_rounding(op(name)(case, *arranged), exact, magnitude, what)
+        check_values(case, name, dtype, isas)
 
 
 @each_computation
@@ -81,14 +73,8 @@ def test_other_memory_formats(case: Case, name: str) -> None:
 @each_computation
 @pytest.mark.parametrize("case", PATH_CASES, ids=lambda case: case.name)
 def test_small_workspaces(case: Case, name: str) -> None:
-    """An engine cuts the problem up more finely, or leaves it to the columns."""
-    for dtype, arrange in itertools.product((torch.float32, torch.bfloat16), ARRANGEMENTS):
-        first, second, bias = operands(name, case, dtype, "cpu")
-        exact, magnitude = expected_of(name, case, [first, second, bias])
-        for limit in (2**16, 2**12):
-            with uc.workspace_limit(limit):
-                actual = op(name)(case, arrange(first), arrange(second), bias)
-            assert_within_rounding(actual, exact, magnitude, f"{dtype}, {arrange.__name__}, {limit} bytes")
+    for dtype in (torch.float32, torch.bfloat16):
+        check_small_workspaces(case, name, dtype)
 
 
 # --- determinism ------------------------------------------------------------------------------------------------------
@@ -101,70 +87,26 @@ each_shared_case = pytest.mark.parametrize("case", SHARED_CASES, ids=lambda case
 def test_results_do_not_depend_on_the_threads(
     case: Case, name: str, threads: Callable[[int], None], isas: list[str]
 ) -> None:
-    for dtype, isa, arrange in itertools.product(FLOATS, (isas[0], isas[-1]), ARRANGEMENTS):
-        set_isa(isa)
-        first, second, bias = operands(name, case, dtype, "cpu")
-        results = []
-        for count in (1, 2, 3):
-            threads(count)
-            results.append(op(name)(case, arrange(first), arrange(second), bias))
-        for count, result in zip((2, 3), results[1:], strict=True):
-            assert_same_bits(result, results[0], f"{dtype}, {isa}, {arrange.__name__}, {count} threads")
+    for dtype, isa in itertools.product(FLOATS, (isas[0], isas[-1])):
+        check_threads(case, name, dtype, isa, threads)
 
 
 @pytest.mark.parametrize("name", ["conv", "conv_transpose"])
 @each_shared_case
 def test_an_image_does_not_depend_on_its_batch(case: Case, name: str, isas: list[str]) -> None:
-    """Neither on the number of images nor on its position among them, bit for bit."""
-    for dtype, isa, arrange in itertools.product(FLOATS, isas, ARRANGEMENTS):
-        set_isa(isa)
-        images, weight, bias = operands(name, case, dtype, "cpu")
-        weight = arrange(weight)
-        alone = [op(name)(case, arrange(image), weight, bias) for image in images.split(1)]
-        for order in ([1, 0], [2, 0, 1], [6, 3, 5, 0, 1, 4, 2]):
-            together = op(name)(case, arrange(images[order]), weight, bias)
-            for position, index in enumerate(order):
-                what = f"{dtype}, {isa}, {arrange.__name__}, image {index} at {position} of {len(order)}"
-                assert_same_bits(together[position : position + 1], alone[index], what)
+    for dtype, isa in itertools.product(FLOATS, isas):
+        check_batch(case, name, dtype, isa)
 
 
 # --- what is not a number ---------------------------------------------------------------------------------------------
-
-
-def class_of(values: Tensor) -> Tensor:
-    """0 of finite numbers, 1 and -1 of infinities, 2 of NaN."""
-    return torch.where(values.isnan(), 2, values.isposinf().int() - values.isneginf().int())
-
-
-# The axis of the result that tells which elements an operand's element has to do with even where it meets padding only.
-ROW_AXIS = {("conv", 1): 1, ("conv_transpose", 1): 1, ("conv_weight_grad", 0): 0}
 
 
 @each_computation
 @each_shared_case
 @pytest.mark.parametrize("operand", [0, 1], ids=["first", "second"])
 def test_infinities_and_nan(case: Case, name: str, operand: int, isas: list[str]) -> None:
-    """They reach the sums that they are terms of, and no others. A product with padding is NaN or left out."""
-    for dtype, value in itertools.product(FLOATS, (float("inf"), -float("inf"), float("nan"))):
-        tensors = operands(name, case, dtype, "cpu")
-        ones = [torch.ones_like(tensor) for tensor in tensors[:2]]
-        ones[operand].zero_()
-        index = ones[operand].numel() // 3
-        tensors[operand].view(-1)[index] = value
-        ones[operand].view(-1)[index] = 1
-        reached = COMPUTATIONS[name][1](case, wide(ones[0]), wide(ones[1]), None) > 0
-        exact, _ = expected_of(name, case, tensors)
-        expected = torch.where(reached, class_of(exact.to(dtype)), 0)
-        free = torch.zeros_like(reached)
-        if (axis := ROW_AXIS.get((name, operand))) is not None:
-            free |= (
-                reached.movedim(axis, 0).flatten(1).any(1).view([-1 if i == axis else 1 for i in range(reached.dim())])
-            )
-        for isa, arrange in itertools.product((isas[0], isas[-1]), ARRANGEMENTS):
-            set_isa(isa)
-            found = class_of(op(name)(case, arrange(tensors[0]), arrange(tensors[1]), tensors[2]))
-            right = (found == expected) | (free & ~reached & (found == 2))
-            assert right.all(), f"{dtype}, {isa}, {arrange.__name__}, {value}: {right.logical_not().nonzero()[0]}"
+    for dtype in FLOATS:
+        check_infinities_and_nan(case, name, operand, dtype, (isas[0], isas[-1]))
 
 
 # --- accuracy ---------------------------------------------------------------------------------------------------------
@@ -173,8 +115,8 @@ def test_infinities_and_nan(case: Case, name: str, operand: int, isas: list[str]
 DRAWS = 4
 # What our error may be, in those of torch's.
 FACTOR = 1.5
-# Short of that, with float32 alone: these were 1.7 and 2.7 with AVX-512, and must not become worse.
-SHORT_OF_IT = {("conv", "dilated-2d"): 2.5, ("conv_weight_grad", "depthwise_13x13-2d"): 4.0}
+# Short of that, with float32 alone: this was 1.62 with AVX-512, and must not become worse.
+SHORT_OF_IT = {("conv", "dilated-2d"): 1.75}
 
 
 def torchs(name: str, case: Case, first: Tensor, second: Tensor) -> Tensor:
@@ -217,7 +159,7 @@ def test_errors_are_not_above_torchs(case: Case, name: str) -> None:
 @pytest.mark.parametrize("name", ["", "avx3", "AVX2", "avx512 "])
 def test_an_unknown_instruction_set_is_refused(name: str) -> None:
     used = uc.build_info()["isa"]
-    with pytest.raises(RuntimeError, match="isa must be generic, avx2, avx512 or avx512_bf16, but got"):
+    with pytest.raises(RuntimeError, match="isa must be generic, avx2, avx512, avx512_bf16 or amx, but got"):
         set_isa(name)
     assert uc.build_info()["isa"] == used
 

@@ -29,7 +29,7 @@ LENGTHS = [1, 2, 3, 4, 5, 7, 8, 9, 14, 15, 16, 17, 28, 31, 33, 56, 63, 65, 129]
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """One instruction set after the other; afterwards the best one again."""
-    for name in reversed([*ISAS, "avx512_bf16"]):
+    for name in reversed([*ISAS, "avx512_bf16", "amx"]):
         try:
             torch.ops.unfoldconv.set_isa(name)
         except RuntimeError:

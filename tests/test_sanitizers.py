@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils.cpp_extension import get_cxx_compiler
 
+from amx.build import SOURCES, build_modelled
 from unfoldconv import _build
 from unfoldconv._build import Profile
 
@@ -121,4 +123,14 @@ def test_ops_pass_under_the_sanitizers(library: Path) -> None:
     chosen = "not generic and not avx2 and not errors_are_not_above_torchs"
     options = ["-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-k", chosen]
     done = run_sanitized("-m", "pytest", *options, *files, library=library)
+    assert done.returncode == 0, done.stdout[-10_000:]
+
+
+def test_amx_kernels_pass_under_the_sanitizers(library: Path) -> None:
+    """On a model of their tile instructions (test_amx.py): it reads and writes what the instructions would."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
+        pytest.skip("all but the tiles of these kernels needs a processor with AVX-512")
+    modelled = build_modelled(library.parent / "amx", library.parent / "objects", None, SANITIZED)
+    options = ["-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-k", "values or small_workspaces"]
+    done = run_sanitized("-m", "pytest", *options, SOURCES / "engines.py", library=modelled)
     assert done.returncode == 0, done.stdout[-10_000:]

@@ -26,7 +26,7 @@ struct Plan {
   // Chunks of a sum: some taps, or a part of the channels of one.
   int64_t chunk_taps, chunk_channels, chunks_per_tap, chunks;  // channels counted in terms
   int64_t rows, panel_rows, panels, block_panels, panel_blocks;
-  int64_t block_positions, position_blocks;
+  int64_t tile_rows, block_positions, position_blocks;
 };
 
 template <class Terms, int Rank>
@@ -34,17 +34,19 @@ Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
   using T = typename Terms::T;
   const int64_t limit = workspace_limit().cpu, taps = problem.geometry.tap_numel(), channels = problem.channels();
   Plan plan;
+  plan.tile_rows = terms.tiles.rows;
   plan.terms = Terms::count(channels * taps);
   plan.gathered = (!std::is_same_v<T, typename Terms::From> && Terms::kHalves == 1) || channels % Terms::kHalves != 0 ||
                   channels < kFewChannels;
   plan.rows = problem.variants() * problem.rows();
-  plan.dots = plan.rows <= kDotColumns;
+  plan.dots = plan.rows <= kDotColumns && terms.tiles.dots[0] != nullptr;
   const int64_t most_terms = plan.dots ? plan.terms : kChunkTerms;
   const int64_t tap_terms = plan.gathered ? plan.terms : channels / Terms::kHalves;
   const int64_t sums = plan.gathered ? 1 : taps;  // runs of tap_terms
   plan.chunk_channels = plan.gathered ? tap_terms : std::min(tap_terms, most_terms);
   plan.chunks_per_tap = plan.chunk_channels ? ceil_div(tap_terms, plan.chunk_channels) : 1;
-  plan.chunk_channels = ceil_div(tap_terms, plan.chunks_per_tap);
+  plan.chunk_channels =
+      std::min(plan.chunk_channels, round_up(ceil_div(tap_terms, plan.chunks_per_tap), terms.tiles.depth));
   plan.chunk_taps = plan.chunks_per_tap > 1 ? 1 : std::max<int64_t>(1, most_terms / std::max<int64_t>(1, tap_terms));
   plan.chunk_taps = std::min(plan.chunk_taps, std::max<int64_t>(1, sums));
   plan.chunks = std::max<int64_t>(1, ceil_div(sums, plan.chunk_taps)) * plan.chunks_per_tap;
@@ -53,14 +55,15 @@ Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
   plan.panels = ceil_div(plan.rows, plan.panel_rows);
 
   // What a position takes: its line, or its share of runs.
+  const int64_t run_bytes = sizeof(Run<T>) / plan.tile_rows + sizeof(const T*) + 1;
   const int64_t position_bytes =
-      plan.gathered ? plan.terms * static_cast<int64_t>(sizeof(T))
-                    : (sums * plan.chunks_per_tap * static_cast<int64_t>(sizeof(Run<T>)) + kTileRows) / kTileRows;
+      plan.gathered ? plan.terms * static_cast<int64_t>(sizeof(T)) : sums * plan.chunks_per_tap * run_bytes;
   const int64_t positions = problem.batch() * problem.geometry.position_numel();
-  const int64_t room = std::max<int64_t>(1, limit / 2 / std::max<int64_t>(1, position_bytes) / kTileRows) * kTileRows;
+  const int64_t room =
+      std::max<int64_t>(1, limit / 2 / std::max<int64_t>(1, position_bytes) / plan.tile_rows) * plan.tile_rows;
   const int64_t most = std::min(room, kBlockPositions);
   plan.position_blocks = ceil_div(positions, most);
-  plan.block_positions = round_up(ceil_div(positions, plan.position_blocks), kTileRows);
+  plan.block_positions = round_up(ceil_div(positions, plan.position_blocks), plan.tile_rows);
   plan.position_blocks = ceil_div(positions, plan.block_positions);
   plan.panel_blocks =
       std::clamp<int64_t>(ceil_div(kTasksPerProblem, plan.position_blocks * problem.groups()), 1, plan.panels);
@@ -163,7 +166,8 @@ struct Buffers {
   typename Terms::Sum* sums;
   Position<Rank>* positions;
   Run<T>* runs;
-  int32_t* run_ends;  // [tiles, chunks]
+  const T** run_rows;  // [runs, rows of a tile]
+  int32_t* run_ends;   // [tiles, chunks]
 };
 
 template <int Rank>
@@ -221,24 +225,29 @@ Run<typename Terms::T>* list_runs(const Correlation<Rank>& problem, const Plan& 
                                   Run<typename Terms::T>* runs) {
   using T = typename Terms::T;
   const int64_t tap_count = problem.geometry.tap_numel(), tap_terms = problem.channels() / Terms::kHalves;
+  // A block of a sum is that of so many taps, whichever of them are left out for being zero.
+  const int64_t block_taps = std::max<int64_t>(1, kBlockTerms<T> / tap_terms);
   for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+    Run<T>* const first_run = runs;
+    int64_t block = -1;  // of the last run
     const int64_t first_tap = chunk / plan.chunks_per_tap * plan.chunk_taps;
     const int64_t end_tap = std::min(tap_count, first_tap + plan.chunk_taps);
     const int64_t first_channel = chunk % plan.chunks_per_tap * plan.chunk_channels;
     for (int64_t tap = first_tap; tap < end_tap; ++tap) {
       bool any = false;
+      const T** const run_rows = buffers.run_rows + (runs - buffers.runs) * plan.tile_rows;
       for (int64_t i = 0; i < rows; ++i) {
         const bool inside = positions[i].interior || reads_inside(positions[i], taps[tap], problem.geometry);
         any |= inside;
-        runs->a[i] =
+        run_rows[i] =
             inside ? reinterpret_cast<const T*>(image + positions[i].image_offset + taps[tap].offset) + first_channel
                    : buffers.zeros;
       }
-      runs->b = tap * tap_terms + first_channel;
-      runs->length = std::min(plan.chunk_channels, tap_terms - first_channel);
-      // So that a run of zeros can be left out without moving the blocks of others.
-      runs->ends_block = runs->length >= kBlockTerms;
-      runs += any;
+      if (!any) continue;
+      if (runs != first_run && tap / block_taps != block) runs[-1].ends_block = true;
+      block = tap / block_taps;
+      *runs++ = {run_rows, tap * tap_terms + first_channel, std::min(plan.chunk_channels, tap_terms - first_channel),
+                 false};
     }
     run_ends[chunk] = static_cast<int32_t>(runs - buffers.runs);
   }
@@ -316,7 +325,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const int64_t groups = problem.groups(), variants = problem.variants(), rows = problem.rows();
   const int64_t taps = geometry.tap_numel(), positions = problem.batch() * geometry.position_numel();
   const int64_t padded_rows = plan.dots ? plan.rows : terms.width(plan.rows);
-  const int64_t tiles = plan.block_positions / kTileRows;
+  const int64_t tiles = plan.block_positions / plan.tile_rows;
   const int64_t runs = plan.gathered ? 1 : taps * plan.chunks_per_tap;
   const bool dense_rows =
       geometry.dilation[Rank - 1] == 1 && problem.image.layout.axis_stride[Rank - 1] == problem.channels();
@@ -330,6 +339,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
         carver.take<Sum>(plan.block_positions * plan.panel_rows),
         carver.take<Position<Rank>>(plan.block_positions),
         carver.take<Run<T>>(tiles * runs + 1),
+        carver.take<const T*>((tiles * runs + 1) * plan.tile_rows),
         carver.take<int32_t>(tiles * plan.chunks)};
   };
   Carver count;
@@ -369,6 +379,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const bool serial = 2. * positions * groups * plan.rows * problem.channels() * taps < kSerialFlops;
   run_tasks(plan.position_blocks * groups * plan.panel_blocks, serial, problem.like, carve,
             [&](int64_t task, const auto& buffers) {
+              const TileScope<T> scope(terms.tiles);
               const int64_t first_panel = task % plan.panel_blocks * plan.block_panels;
               const int64_t end_panel = std::min(plan.panels, first_panel + plan.block_panels);
               const int64_t group = task / plan.panel_blocks % groups;
@@ -384,14 +395,13 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                 std::fill_n(buffers.zeros, plan.chunk_channels, T{});
               }
               auto* next = buffers.runs;
-              for (int64_t position = 0, tile = 0; position < block; position += kTileRows, ++tile) {
-                const int64_t tile_rows = std::min<int64_t>(kTileRows, block - position);
+              for (int64_t position = 0, tile = 0; position < block; position += plan.tile_rows, ++tile) {
+                const int64_t tile_rows = std::min(plan.tile_rows, block - position);
                 if (plan.gathered) {
-                  for (int64_t i = 0; i < tile_rows; ++i) next->a[i] = buffers.lines + (position + i) * plan.terms;
-                  next->b = 0;
-                  next->length = plan.terms;
-                  next->ends_block = true;
-                  buffers.run_ends[tile] = static_cast<int32_t>(++next - buffers.runs);
+                  const auto** const run_rows = buffers.run_rows + (next - buffers.runs) * plan.tile_rows;
+                  for (int64_t i = 0; i < tile_rows; ++i) run_rows[i] = buffers.lines + (position + i) * plan.terms;
+                  *next++ = {run_rows, 0, plan.terms, true};
+                  buffers.run_ends[tile] = static_cast<int32_t>(next - buffers.runs);
                 } else {
                   next = list_runs<Terms, Rank>(problem, plan, image, tap_list, buffers.positions + position, tile_rows,
                                                 buffers, buffers.run_ends + tile * plan.chunks, next);
@@ -403,8 +413,8 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                 const int64_t width = plan.dots ? lanes : terms.width(lanes);
                 const T* const weight = packed + group * plan.terms * padded_rows + plan.terms * row;
                 for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-                  for (int64_t position = 0, tile = 0; position < block; position += kTileRows, ++tile) {
-                    const int64_t tile_rows = std::min<int64_t>(kTileRows, block - position);
+                  for (int64_t position = 0, tile = 0; position < block; position += plan.tile_rows, ++tile) {
+                    const int64_t tile_rows = std::min(plan.tile_rows, block - position);
                     const Position<Rank>* const at = buffers.positions + position;
                     const int64_t end = tile * plan.chunks + chunk;
                     const int32_t begin = end ? buffers.run_ends[end - 1] : 0;
@@ -436,7 +446,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                     if (plan.dots)
                       terms.dots(lanes)(arguments, static_cast<int>(tile_rows));
                     else
-                      terms.tile(width, tile_rows)(arguments);
+                      terms.multiply(width, tile_rows, arguments);
                     if (direct || chunk < plan.chunks - 1) continue;
                     for (int64_t lane = 0; lane < lanes;) {
                       const int64_t variant = (row + lane) / rows, row_of_group = (row + lane) % rows;

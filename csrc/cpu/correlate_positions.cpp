@@ -108,19 +108,19 @@ Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
   // Not by panel_lanes: where a sum is cut must not depend on the batch.
   plan.chunk = std::max<int64_t>(1, panel_bytes / (terms.most_lanes() * sizeof(typename Terms::T)));
   plan.chunks = std::max<int64_t>(1, ceil_div(plan.terms, plan.chunk));
-  plan.chunk = ceil_div(plan.terms, plan.chunks);
+  plan.chunk = std::min(plan.chunk, round_up(ceil_div(plan.terms, plan.chunks), terms.tiles.depth));
   // Panels first, then groups, then rows, which gather the same panel again.
   plan.group_blocks = std::min(count[1], ceil_div(kTasksPerProblem, plan.panels));
   plan.block_groups = ceil_div(count[1], plan.group_blocks);
   plan.group_blocks = ceil_div(count[1], plan.block_groups);
-  const int64_t tiles = ceil_div(plan.rows, kTileRows);
+  const int64_t tiles = ceil_div(plan.rows, terms.tiles.rows);
   int64_t parts =
       std::clamp<int64_t>(ceil_div(kTasksPerProblem, plan.panels * plan.group_blocks), 1, ceil_div(tiles, 4));
   if (plan.chunks > 1) {
-    const int64_t tile_bytes = kTileRows * plan.panel_lanes * sizeof(typename Terms::Sum);
+    const int64_t tile_bytes = terms.tiles.rows * plan.panel_lanes * sizeof(typename Terms::Sum);
     parts = std::max(parts, ceil_div(tiles, std::max<int64_t>(1, limit / 4 / tile_bytes)));
   }
-  plan.block_rows = ceil_div(tiles, parts) * kTileRows;
+  plan.block_rows = ceil_div(tiles, parts) * terms.tiles.rows;
   plan.row_blocks = ceil_div(plan.rows, plan.block_rows);
   return plan;
 }
@@ -144,7 +144,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const auto carve = [&](Carver& carver) {
     return Buffers<Terms, Rank>{carver.take<T>(plan.chunk * plan.panel_lanes),
                                 carver.take<Sum>(plan.chunks > 1 ? plan.block_rows * plan.panel_lanes : 0),
-                                carver.take<Sum>(kTileRows * plan.panel_lanes),
+                                carver.take<Sum>(terms.tiles.rows * plan.panel_lanes),
                                 carver.take<PositionPiece<Rank>>(plan.tap_pieces),
                                 carver.take<TapPieces>(taps),
                                 carver.take<Piece>(taps * plan.tap_pieces)};
@@ -186,6 +186,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
 
   const bool serial = 2. * positions * groups * plan.rows * channels * taps < kSerialFlops;
   run_tasks(tasks, serial, problem.like, carve, [&](int64_t task, const auto& buffers) {
+    const TileScope<T> scope(terms.tiles);
     const int64_t first_row = task % plan.row_blocks * plan.block_rows;
     const int64_t end_row = std::min(plan.rows, first_row + plan.block_rows);
     const int64_t first_group = task / plan.row_blocks % plan.group_blocks * plan.block_groups;
@@ -220,15 +221,13 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
         for (int64_t row = first_row; row < end_row;) {
           // A tile keeps to one output.
           const int64_t variant = row / group_rows, row_of_group = row % group_rows;
-          const int64_t rows = std::min({int64_t{kTileRows}, end_row - row, group_rows - row_of_group});
+          const int64_t rows = std::min({int64_t{terms.tiles.rows}, end_row - row, group_rows - row_of_group});
           From* const target = reinterpret_cast<From*>(problem.outputs[variant].data) + group * output.stride[1] +
                                row_of_group * output.stride[2];
-          Run<T> line;
-          line.b = 0;
-          line.length = panel.count;
-          line.ends_block = true;
+          const T* weight_rows[kMostTileRows<T>];
+          const Run<T> line{weight_rows, 0, panel.count, true};
           for (int64_t i = 0; i < rows; ++i)
-            line.a[i] = weight.data + group * weight.group_stride + (row + i) * weight.row_stride + panel.first;
+            weight_rows[i] = weight.data + group * weight.group_stride + (row + i) * weight.row_stride + panel.first;
           TileArguments<T> tile{&line, 1, 0, buffers.panel, 0, width, buffers.tile, width, Start::zero, nullptr};
           if (direct) {
             tile.c = reinterpret_cast<Sum*>(target + first / per_image * output.stride[0] + first % per_image);
@@ -242,7 +241,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
             tile.start = Start::row_bias;
             tile.bias = bias + group * plan.rows + row;
           }
-          terms.tile(width, rows)(tile);
+          terms.multiply(width, rows, tile);
           if (!direct && chunk == plan.chunks - 1)
             for (int64_t i = 0; i < rows; ++i)
               for (int piece = 0; piece < stores; ++piece)

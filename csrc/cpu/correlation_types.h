@@ -26,9 +26,29 @@ struct Terms {
   // Lanes of a panel that holds `lanes` of them.
   int64_t width(int64_t lanes) const { return round_up(lanes, tiles.lanes); }
   int64_t most_lanes() const { return int64_t{tiles.lanes} * tiles.vectors; }
-  std::string tile_name(int64_t width) const { return std::to_string(kTileRows) + "x" + std::to_string(width); }
-  Tile<T> tile(int64_t width, int64_t rows) const { return tiles.tile[width / tiles.lanes - 1][rows - 1]; }
+  std::string tile_name(int64_t width) const { return std::to_string(tiles.rows) + "x" + std::to_string(width); }
+  // One tile; the thread holds a TileScope.
+  void multiply(int64_t width, int64_t rows, const TileArguments<T>& arguments) const {
+    tiles.tile[width / tiles.lanes - 1][rows - 1](arguments, static_cast<int>(rows));
+  }
   Dots<T> dots(int64_t columns) const { return tiles.dots[columns - 1]; }
+};
+
+// While it lives, its thread may call the tiles. Other libraries use the same registers, so a task has one of its own.
+template <class T>
+class TileScope {
+ public:
+  explicit TileScope(const Tiles<T>& tiles) : leave_(tiles.leave) {
+    if (tiles.enter) tiles.enter();
+  }
+  ~TileScope() {
+    if (leave_) leave_();
+  }
+  TileScope(const TileScope&) = delete;
+  TileScope& operator=(const TileScope&) = delete;
+
+ private:
+  void (*leave_)();
 };
 
 // Calls f(Terms<T, From>) with what the instruction set in use multiplies for a dtype. Returns whether it has any.

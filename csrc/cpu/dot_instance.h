@@ -2,8 +2,12 @@
 namespace unfoldconv::cpu::UNFOLDCONV_ISA {
 namespace {
 
-// Rows of `a` at a time: as many accumulators as registers allow.
-constexpr int kDotPositions = kVectorBytes == 64 ? 6 : 3;
+// Rows of `a` at a time: as many accumulators as registers allow, and at most as many sums as a vector has lanes.
+template <class Sum, int Columns>
+constexpr int dot_rows() {
+  constexpr int most = kVectorBytes == 64 ? 6 : 3, fit = kLanes<Sum> / Columns;
+  return fit < 1 ? 1 : fit < most ? fit : most;
+}
 
 // A vector of terms: pairs are moved as 32 bits.
 template <class T>
@@ -29,33 +33,37 @@ UNFOLDCONV_INLINE Vector<uint32_t> load_first(const Pair* from, int count) {
 }
 #endif
 
-// The sum of all lanes, halves first.
+// Lane i of the result is the sum of all lanes of values[i], added up in pairs: neighbours first.
 template <class Sum>
-UNFOLDCONV_INLINE Sum add_lanes(Vector<Sum> value) {
+UNFOLDCONV_INLINE Vector<Sum> add_lanes(Vector<Sum> (&values)[kLanes<Sum>]) {
   constexpr int lanes = kLanes<Sum>;
-  using Index = std::conditional_t<sizeof(Sum) == 4, int32_t, int64_t>;
-  typedef Index Mask __attribute__((vector_size(kVectorBytes)));
-#pragma GCC unroll 4
-  for (int distance = lanes / 2; distance > 0; distance /= 2) {
-    Mask other;
-#pragma GCC unroll 16
-    for (int lane = 0; lane < lanes; ++lane) other[lane] = lane ^ distance;
-    value += __builtin_shuffle(value, other);
+#define UNFOLDCONV_ADD(DISTANCE)                                                        \
+  if constexpr (DISTANCE < lanes) {                                                     \
+    _Pragma("GCC unroll 16") for (int i = 0; i < lanes; ++i) if ((i & DISTANCE) == 0) { \
+      exchange<DISTANCE, Vector<Sum>, lanes>(values[i], values[i + DISTANCE]);          \
+      values[i] += values[i + DISTANCE];                                                \
+    }                                                                                   \
   }
-  return value[0];
+  UNFOLDCONV_ADD(1)
+  UNFOLDCONV_ADD(2)
+  UNFOLDCONV_ADD(4)
+  UNFOLDCONV_ADD(8)
+#undef UNFOLDCONV_ADD
+  return values[0];
 }
 
 template <class T, int Columns>
 void dots(const TileArguments<T>& arguments, int rows) {
   using Sum = typename SumOf<T>::type;
   constexpr int lanes = kLanes<Sum>;
+  constexpr int dot_count = dot_rows<Sum, Columns>();
   const int64_t b_step = arguments.b_step;
-  for (int first = 0; first < rows; first += kDotPositions) {
-    Vector<Sum> sum[kDotPositions][Columns] = {};
+  for (int first = 0; first < rows; first += dot_count) {
+    Vector<Sum> sum[dot_count][Columns] = {};
     for (const Run<T>*run = arguments.runs, *end = run + arguments.run_count; run != end; ++run) {
-      const T* a[kDotPositions];  // beyond the last row, that one again
+      const T* a[dot_count];  // beyond the last row, that one again
 #pragma GCC unroll 8
-      for (int i = 0; i < kDotPositions; ++i) a[i] = run->a[first + i < rows ? first + i : rows - 1];
+      for (int i = 0; i < dot_count; ++i) a[i] = run->a[first + i < rows ? first + i : rows - 1];
       const T* const b = arguments.b + run->b;
       const int64_t length = run->length, whole = length / lanes * lanes;
       const auto add = [&](int64_t k, auto load_terms) UNFOLDCONV_INLINE_LAMBDA {
@@ -63,7 +71,7 @@ void dots(const TileArguments<T>& arguments, int rows) {
 #pragma GCC unroll 8
         for (int j = 0; j < Columns; ++j) column[j] = load_terms(b + j * b_step + k);
 #pragma GCC unroll 8
-        for (int i = 0; i < kDotPositions; ++i) {
+        for (int i = 0; i < dot_count; ++i) {
           const auto row = load_terms(a[i] + k);
 #pragma GCC unroll 8
           for (int j = 0; j < Columns; ++j) sum[i][j] = multiply_add_lanes(row, column[j], sum[i][j]);
@@ -76,14 +84,21 @@ void dots(const TileArguments<T>& arguments, int rows) {
         add(whole, [tail](const T* from) UNFOLDCONV_INLINE_LAMBDA { return load_first(from, tail); });
       }
     }
-#pragma GCC unroll 8
-    for (int i = 0; i < kDotPositions; ++i)
-#pragma GCC unroll 8
-      for (int j = 0; j < Columns; ++j) {
-        if (first + i >= rows) continue;
-        const Sum start = arguments.start == Start::lane_bias ? arguments.bias[j] : Sum{};
-        arguments.c[(first + i) * arguments.c_step + j] = start + add_lanes<Sum>(sum[i][j]);
-      }
+    // The sums as lanes of as few vectors as hold them.
+    constexpr int sums = dot_count * Columns, vectors = (sums + lanes - 1) / lanes;
+    Sum total[vectors * lanes];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; ++v) {
+      Vector<Sum> values[lanes] = {};
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes && v * lanes + i < sums; ++i)
+        values[i] = sum[(v * lanes + i) / Columns][(v * lanes + i) % Columns];
+      store(total + v * lanes, add_lanes<Sum>(values));
+    }
+    for (int i = 0; i < dot_count && first + i < rows; ++i)
+      for (int j = 0; j < Columns; ++j)
+        arguments.c[(first + i) * arguments.c_step + j] =
+            total[i * Columns + j] + (arguments.start == Start::lane_bias ? arguments.bias[j] : Sum{});
   }
 }
 

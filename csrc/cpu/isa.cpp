@@ -1,7 +1,15 @@
 #include "isa.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
+#ifdef __linux__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #include "../scalar.h"
 #include "kernels.h"
@@ -9,7 +17,7 @@
 namespace unfoldconv::cpu {
 namespace {
 
-constexpr Isa kAll[] = {Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512_bf16};
+constexpr Isa kAll[] = {Isa::generic, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::amx};
 
 Isa parse(const std::string& name, const char* source) {
   for (const Isa isa : kAll) {
@@ -19,7 +27,7 @@ Isa parse(const std::string& name, const char* source) {
              " or lower), but got " + name);
     return isa;
   }
-  refuse(std::string(source) + " must be generic, avx2, avx512 or avx512_bf16, but got " + name);
+  refuse(std::string(source) + " must be generic, avx2, avx512, avx512_bf16 or amx, but got " + name);
 }
 
 std::atomic<Isa>& current() {
@@ -38,9 +46,35 @@ const char* name_of(Isa isa) {
     case Isa::avx2: return "avx2";
     case Isa::avx512: return "avx512";
     case Isa::avx512_bf16: return "avx512_bf16";
+    case Isa::amx: return "amx";
   }
   return "";
 }
+
+#ifdef __x86_64__
+namespace {
+
+// Whether this process may use the tiles of AMX for bfloat16, and the processor has avx512_bf16 as well.
+bool has_amx() {
+#if defined(UNFOLDCONV_AMX_MODEL)
+  return true;
+#elif defined(__linux__) && defined(SYS_arch_prctl)
+  constexpr unsigned leaf = 7, bf16 = 1u << 22, tiles = 1u << 24;  // cpuid: bits of edx
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid_count(leaf, 0, &eax, &ebx, &ecx, &edx) || !(edx & bf16) || !(edx & tiles) ||
+      !__builtin_cpu_supports("avx512bf16"))
+    return false;
+  // A process has to ask for the registers. Refused where the kernel does not know them, or a thread's stack for
+  // signals has no room for them.
+  constexpr long request_permission = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace
+#endif
 
 Isa best_isa() {
 #ifdef __x86_64__
@@ -51,6 +85,7 @@ Isa best_isa() {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (!avx512) return Isa::avx2;
+    if (has_amx()) return Isa::amx;
     return __builtin_cpu_supports("avx512bf16") ? Isa::avx512_bf16 : Isa::avx512;
   }();
   return best;
@@ -76,6 +111,16 @@ const Kernels& kernels() {
         return kernels;
       }();
       return with_pairs;
+    }
+    case Isa::amx: {
+      static const Kernels with_tiles = [] {
+        Kernels kernels = avx512::kernels;
+        kernels.tiles.bf16 = amx::pair_tiles();
+        if (__builtin_cpu_supports("avx512bf16"))  // not a matter of course where tests model the tiles
+          std::copy_n(avx512_bf16::pair_tiles().dots, kDotColumns, kernels.tiles.bf16.dots);
+        return kernels;
+      }();
+      return with_tiles;
     }
   }
 #endif

@@ -6,7 +6,7 @@
 namespace unfoldconv::cpu {
 
 // In ascending order: each can do what those before it can.
-enum class Isa { generic, avx2, avx512, avx512_bf16 };
+enum class Isa { generic, avx2, avx512, avx512_bf16, amx };
 
 const char* name_of(Isa isa);
 

@@ -36,6 +36,9 @@ extern const Kernels kernels;
 namespace avx512_bf16 {
 Tiles<Pair> pair_tiles();
 }
+namespace amx {
+Tiles<Pair> pair_tiles();
+}
 #endif
 
 }  // namespace unfoldconv::cpu

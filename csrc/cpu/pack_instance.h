@@ -278,23 +278,6 @@ void store_line(const typename SumOf<T>::type* from, From* to, int64_t step, int
 
 // --- transposes ------------------------------------------------------------------------------------------------------
 
-// One step of a transpose: swaps, between row i and row i + Distance, the lanes whose index has the bit of Distance.
-template <int Distance, class V, int Lanes>
-UNFOLDCONV_INLINE void exchange(V& low, V& high) {
-  using Index = std::conditional_t<sizeof(low[0]) == 4, int32_t, int64_t>;
-  typedef Index Mask __attribute__((vector_size(sizeof(V))));
-  Mask first, second;
-#pragma GCC unroll 16
-  for (int lane = 0; lane < Lanes; ++lane) {
-    first[lane] = lane & Distance ? Lanes + lane - Distance : lane;
-    second[lane] = lane & Distance ? Lanes + lane : lane + Distance;
-  }
-  const V a = __builtin_shuffle(low, high, first);
-  const V b = __builtin_shuffle(low, high, second);
-  low = a;
-  high = b;
-}
-
 // rows[i][j] <-> rows[j][i]
 template <class T>
 UNFOLDCONV_INLINE void transpose_square(Vector<T> (&rows)[kLanes<T>]) {

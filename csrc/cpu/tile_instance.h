@@ -6,6 +6,7 @@ namespace {
 
 // As many accumulators as registers allow, beside one row of b and one broadcast element.
 constexpr int kMostVectors = kVectorBytes == 64 ? 4 : 2;
+constexpr int kTileRows = 6;
 
 template <class T>
 UNFOLDCONV_INLINE Vector<T> multiply_add(T a, Vector<T> b, Vector<T> sum) {
@@ -37,7 +38,7 @@ UNFOLDCONV_INLINE void flush(Vector<Sum> (&sum)[Rows][Vectors], Start start, con
 }
 
 template <class T, int Rows, int Vectors>
-void tile(const TileArguments<T>& arguments) {
+void tile(const TileArguments<T>& arguments, int /*rows*/) {
   using Sum = typename SumOf<T>::type;
   constexpr int lanes = kLanes<Sum>;
   Vector<Sum> sum[Rows][Vectors] = {};
@@ -50,7 +51,7 @@ void tile(const TileArguments<T>& arguments) {
     for (int i = 0; i < Rows; ++i) a[i] = run->a[i] + arguments.a_offset;
     const T* b = arguments.b + run->b * arguments.b_unit;
     for (int64_t k = 0; k < run->length;) {
-      const int64_t block_end = run->length - k <= kBlockTerms ? run->length : k + kBlockTerms;
+      const int64_t block_end = run->length - k <= kBlockTerms<T> ? run->length : k + kBlockTerms<T>;
       for (; k < block_end; ++k, b += b_step) {
         decltype(load_row(b)) row[Vectors];
 #pragma GCC unroll 8
@@ -74,7 +75,14 @@ void tile(const TileArguments<T>& arguments) {
 
 template <class T>
 constexpr Tiles<T> tiles() {
-  Tiles<T> result{kLanes<typename SumOf<T>::type>, kMostVectors, {}, {dots<T, 1>, dots<T, 2>, dots<T, 3>, dots<T, 4>}};
+  Tiles<T> result{kLanes<typename SumOf<T>::type>,
+                  kMostVectors,
+                  kTileRows,
+                  1,
+                  nullptr,
+                  nullptr,
+                  {},
+                  {dots<T, 1>, dots<T, 2>, dots<T, 3>, dots<T, 4>}};
 #define UNFOLDCONV_TILES(VECTORS)                                                          \
   if constexpr (VECTORS <= kMostVectors) {                                                 \
     const Tile<T> row[] = {tile<T, 1, VECTORS>, tile<T, 2, VECTORS>, tile<T, 3, VECTORS>,  \

@@ -2,25 +2,30 @@
 //
 //   c[i, j] = start[i, j] + sum over runs and k < run.length of run.a[i][k] * b[run.b * b_unit + k * b_step + j]
 //
-// i counts up to kTileRows rows, whose elements are broadcast; j the lanes of up to kTileVectors vectors. Terms are
-// summed in blocks, each from 0 and one product after the other, and the blocks are added up: rounding errors grow with
-// the length of a block and the number of blocks, not with their product (Higham, "The accuracy of floating point
-// summation", 1993). A block ends after kBlockTerms terms of a run, and with a run that says so. Nothing in this
-// depends on the sizes of the tile, nor does an element of the result.
+// i counts up to Tiles::rows rows, j the lanes of up to kTileVectors vectors. Terms are summed in blocks, each from 0
+// and one product after the other, and the blocks are added up: rounding errors grow with the length of a block and the
+// number of blocks, not with their product (Higham, "The accuracy of floating point summation", 1993). A block ends
+// after kBlockTerms terms of a run, and with a run that says so; an instance whose instructions sum shorter blocks by
+// themselves (amx_tile_instance.h) has those. Nothing in this depends on the sizes of the tile, nor does an element of
+// the result.
 #pragma once
 
 #include <cstdint>
 
 namespace unfoldconv::cpu {
 
-constexpr int kTileRows = 6;
 constexpr int kTileVectors = 4;
-constexpr int64_t kBlockTerms = 32;
+template <class T>
+constexpr int64_t kBlockTerms = 64;
 
 // Two neighbouring bfloat16 of a sum, multiplied and added in one step.
 struct Pair {
   uint16_t low, high;
 };
+
+// Their results are rounded to 8 bits, beside which the errors of long sums in float do not show.
+template <>
+inline constexpr int64_t kBlockTerms<Pair> = 256;
 
 template <class T>
 struct SumOf {
@@ -31,12 +36,18 @@ struct SumOf<Pair> {
   using type = float;
 };
 
+// The most rows that a tile of any instance has.
+template <class T>
+constexpr int kMostTileRows = 6;
+template <>
+inline constexpr int kMostTileRows<Pair> = 32;
+
 // A stretch of the sum whose terms lie in a line: for each row of the tile, and as consecutive rows of b.
 template <class T>
 struct Run {
-  const T* a[kTileRows];
-  int64_t b;       // where the first row of b begins, in units of b_unit
-  int64_t length;  // terms
+  const T* const* a;  // [rows]
+  int64_t b;          // where the first row of b begins, in units of b_unit
+  int64_t length;     // terms
   bool ends_block;
 };
 
@@ -63,7 +74,7 @@ struct TileArguments {
 };
 
 template <class T>
-using Tile = void (*)(const TileArguments<T>&);
+using Tile = void (*)(const TileArguments<T>&, int rows);
 
 // The same for a few columns, with neighbouring terms in the lanes, wherever they begin:
 //
@@ -72,17 +83,20 @@ using Tile = void (*)(const TileArguments<T>&);
 // for i < rows. It starts from 0 or from lane_bias, and each lane sums its terms in order before the lanes are added
 // up.
 template <class T>
-using Dots = void (*)(const TileArguments<T>&, int rows);
+using Dots = Tile<T>;
 
 constexpr int kDotColumns = 4;
 
-// By vectors and rows, or columns, each less one. 0 where the instance has none.
 template <class T>
 struct Tiles {
-  int lanes;    // of a vector
-  int vectors;  // of the widest tile
-  Tile<T> tile[kTileVectors][kTileRows];
-  Dots<T> dots[kDotColumns];
+  int lanes;        // of a vector
+  int vectors;      // of the widest tile; 0 where the instance has none
+  int rows;         // of the tallest
+  int depth;        // terms that are multiplied at a time: a run of a multiple wastes none
+  void (*enter)();  // what a thread calls before its first tile and after its last, unless null
+  void (*leave)();
+  Tile<T> tile[kTileVectors][kMostTileRows<T>];  // by vectors and rows, each less one
+  Dots<T> dots[kDotColumns];                     // by columns less one; null where there are none
 };
 
 struct TileKernels {

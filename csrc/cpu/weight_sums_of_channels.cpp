@@ -58,7 +58,7 @@ Plan plan_of(const Terms& terms, const WeightSums<Rank>& problem) {
   const int64_t blocks = problem.groups() * plan.panel_blocks * plan.tap_blocks;
   const int64_t wanted = std::min(ceil_div(kTasksPerProblem, blocks), std::max<int64_t>(1, plan.rows / kLeastRows));
   plan.row_blocks = std::max(ceil_div(plan.rows, most_rows), wanted);
-  plan.block_rows = std::min(most_rows, round_up(ceil_div(plan.rows, plan.row_blocks), kTileRows));
+  plan.block_rows = std::min(most_rows, round_up(ceil_div(plan.rows, plan.row_blocks), terms.tiles.rows));
   plan.row_blocks = ceil_div(plan.rows, plan.block_rows);
 
   const int64_t weight_bytes =
@@ -79,6 +79,7 @@ struct Buffers {
   Sum *sums, *result;
   PositionPiece<Rank>* positions;
   Run<T>* runs;
+  const T** run_rows;  // [runs, rows of a tile]
 };
 
 // The positions of a piece that a tap reads inside the image for, and the image element that the first of them reads.
@@ -158,7 +159,8 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
         carver.take<Sum>(plan.block_taps * plan.block_panels * plan.block_rows * plan.panel_channels),
         carver.take<Sum>(plan.panel_channels * plan.block_taps),
         carver.take<PositionPiece<Rank>>(most_runs),
-        carver.take<Run<T>>(most_runs)};
+        carver.take<Run<T>>(most_runs),
+        carver.take<const T*>(most_runs * terms.tiles.rows)};
   };
   Carver count;
   carve(count);
@@ -192,6 +194,7 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
 
   const bool serial = 2. * numel * positions < kSerialFlops;
   run_tasks(tasks, serial, problem.grad_weight, carve, [&](int64_t task, const auto& buffers) {
+    const TileScope<T> scope(terms.tiles);
     const int64_t first_row = task % plan.row_blocks * plan.block_rows;
     const int64_t rows = std::min(plan.block_rows, plan.rows - first_row);
     const int64_t first_tap = task / plan.row_blocks % plan.tap_blocks * plan.block_taps;
@@ -228,13 +231,11 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
                                      nullptr};
           int64_t block = 0;  // terms in the block so far
           const auto add_run = [&](int64_t first, int64_t offset, int64_t length) {
-            Run<T>& run = buffers.runs[arguments.run_count++];
+            const T** const run_rows = buffers.run_rows + arguments.run_count * terms.tiles.rows;
+            for (int64_t i = 0; i < terms.tiles.rows; ++i) run_rows[i] = buffers.grads + i * pitch + first;
             block += length;
-            run.ends_block = block >= kBlockTerms;
-            if (run.ends_block) block = 0;
-            for (int64_t i = 0; i < kTileRows; ++i) run.a[i] = buffers.grads + i * pitch + first;
-            run.b = offset;
-            run.length = length;
+            buffers.runs[arguments.run_count++] = {run_rows, offset, length, block >= kBlockTerms<T>};
+            if (block >= kBlockTerms<T>) block = 0;
           };
           if (plan.direct) {
             arguments.b = reinterpret_cast<const T*>(plane + channel);
@@ -274,10 +275,10 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
               }
             }
           Sum* const sums = sums_of(tap, panel);
-          for (int64_t row = 0; row < rows; row += kTileRows) {
+          for (int64_t row = 0; row < rows; row += terms.tiles.rows) {
             arguments.a_offset = row * pitch;
             arguments.c = sums + row * width;
-            terms.tile(width, std::min<int64_t>(kTileRows, rows - row))(arguments);
+            terms.multiply(width, std::min<int64_t>(terms.tiles.rows, rows - row), arguments);
           }
         }
       }

@@ -14,7 +14,7 @@ namespace unfoldconv::cpu {
 namespace {
 
 constexpr int64_t kChunkSegments = 4;   // of positions that are multiplied at a time
-constexpr int64_t kBlockPatches = 252;  // channels and taps of a task, a multiple of kTileRows
+constexpr int64_t kBlockPatches = 256;  // channels and taps of a task, at most
 constexpr int64_t kLeastPatches = 96;   // fewer are not worth transposing grad_output for
 constexpr int64_t kBlockPanels = 8;     // of rows of a task
 
@@ -32,6 +32,7 @@ template <class Terms, int Rank>
 Plan plan_of(const Terms& terms, const WeightSums<Rank>& problem) {
   using Sum = typename Terms::Sum;
   const int64_t limit = workspace_limit().cpu, positions = problem.batch() * problem.geometry.position_numel();
+  const int64_t tile_rows = terms.tiles.rows;
   Plan plan;
   plan.segment = std::min(int64_t{terms.tiles.lanes} * kTileVectors, terms.width(positions));
   plan.segments = ceil_div(positions, plan.segment);
@@ -47,14 +48,14 @@ Plan plan_of(const Terms& terms, const WeightSums<Rank>& problem) {
   plan.block_panels = ceil_div(plan.panels, plan.panel_blocks);
   // More tasks by smaller blocks first, then by sums over fewer images.
   const int64_t most_patches = std::max<int64_t>(
-      kTileRows,
+      tile_rows,
       std::min(kBlockPatches, limit / 8 / (plan.segment * kChunkSegments * int64_t{sizeof(typename Terms::T)})) /
-          kTileRows * kTileRows);
+          tile_rows * tile_rows);
   const int64_t blocks = problem.groups() * plan.panel_blocks;
   const int64_t wanted =
       std::min(ceil_div(kTasksPerProblem, blocks), std::max<int64_t>(1, plan.patches / kLeastPatches));
   plan.patch_blocks = std::max(ceil_div(plan.patches, most_patches), wanted);
-  plan.block_patches = round_up(ceil_div(plan.patches, plan.patch_blocks), kTileRows);
+  plan.block_patches = round_up(ceil_div(plan.patches, plan.patch_blocks), tile_rows);
   plan.patch_blocks = ceil_div(plan.patches, plan.block_patches);
   plan.block_sums = plan.block_panels * plan.block_patches * plan.panel_rows;
   const int64_t weight_bytes = problem.groups() * plan.rows * plan.patches * static_cast<int64_t>(sizeof(Sum));
@@ -168,6 +169,7 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
 
   const bool serial = 2. * numel * positions < kSerialFlops;
   run_tasks(tasks, serial, problem.grad_weight, carve, [&](int64_t task, const auto& buffers) {
+    const TileScope<T> scope(terms.tiles);
     const int64_t first_patch = task % plan.patch_blocks * plan.block_patches;
     const int64_t patches = std::min(plan.block_patches, plan.patches - first_patch);
     const int64_t first_panel = task / plan.patch_blocks % plan.panel_blocks * plan.block_panels;
@@ -179,6 +181,7 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
     for (int64_t segment = first_segment; segment < end_segment; segment += kChunkSegments) {
       const int64_t segments = std::min(kChunkSegments, end_segment - segment);
       int pieces[kChunkSegments];
+      const T* run_rows[kChunkSegments][kMostTileRows<T>];
       for (int64_t s = 0; s < segments; ++s) {
         const int64_t first = (segment + s) * plan.segment;
         const int64_t length = std::min(plan.segment, positions - first);
@@ -193,11 +196,9 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
                          geometry.stride[Rank - 1] * image.axis_stride[Rank - 1], channels, taps, first_patch, patches,
                          buffers.taps, static_cast<int>(plan.segment / terms.tiles.lanes)},
                         rows);
-        Run<T>& run = buffers.runs[s];
-        for (int64_t i = 0; i < kTileRows; ++i) run.a[i] = rows + i * segment_terms;
-        run.b = s * segment_terms;
-        run.length = Terms::count(length);
-        run.ends_block = (s + 1) * segment_terms % kBlockTerms == 0;
+        for (int64_t i = 0; i < terms.tiles.rows; ++i) run_rows[s][i] = rows + i * segment_terms;
+        buffers.runs[s] = {run_rows[s], s * segment_terms, Terms::count(length),
+                           (s + 1) * segment_terms % kBlockTerms<T> == 0};
       }
       for (int64_t panel = first_panel; panel < end_panel; ++panel) {
         const int64_t row = panel * plan.panel_rows, lanes = std::min(plan.panel_rows, plan.rows - row);
@@ -206,11 +207,11 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
           pack_grads(terms, problem, buffers.positions + s * plan.tap_pieces, pieces[s], line, group, row, lanes, width,
                      buffers.grads + s * segment_terms * width);
         Sum* const sums = buffers.sums + (panel - first_panel) * plan.block_patches * plan.panel_rows;
-        for (int64_t patch = 0; patch < patches; patch += kTileRows) {
-          const int64_t tile_rows = std::min<int64_t>(kTileRows, patches - patch);
-          terms.tile(width, tile_rows)({buffers.runs, segments, patch * segment_terms, buffers.grads, width, width,
-                                        sums + patch * width, width,
-                                        segment == first_segment ? Start::zero : Start::sum, nullptr});
+        for (int64_t patch = 0; patch < patches; patch += terms.tiles.rows) {
+          const int64_t tile_rows = std::min<int64_t>(terms.tiles.rows, patches - patch);
+          terms.multiply(width, tile_rows,
+                         {buffers.runs, segments, patch * segment_terms, buffers.grads, width, width,
+                          sums + patch * width, width, segment == first_segment ? Start::zero : Start::sum, nullptr});
         }
       }
     }

@@ -9,7 +9,7 @@ import os
 import shlex
 import shutil
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ PYTHON_TARGET = (3, 11)
 HEADER_SUFFIXES = (".h", ".cuh")
 SUFFIXES = (".cpp", ".cu", *HEADER_SUFFIXES)
 
-# These two differ from build to build, so only the files that name them get them: a new namespace then leaves the
+# Definitions differ from build to build, so only the files that name them get them: a new namespace then leaves the
 # kernels as they are.
 NAMESPACE = "UNFOLDCONV_NAMESPACE"
 BUILD_INFO = "UNFOLDCONV_BUILD_INFO"
@@ -84,6 +84,7 @@ def build_library(
     namespace: str = "unfoldconv",
     python_module: bool = False,
     profile: Profile = RELEASE,
+    definitions: Mapping[str, str] | None = None,
     echo: Callable[[str], None] = print,
     echo_waiting: Callable[[str], None] = print,
 ) -> None:
@@ -98,6 +99,7 @@ def build_library(
         namespace: The op namespace, as in `torch.ops.<namespace>`.
         python_module: Makes the library importable as a module named `_C`.
         profile: The optimisation and debugging options.
+        definitions: Macros and their values, beside those of the namespace and the version.
         echo: Is told each step.
         echo_waiting: Is told that another process is building in the same directory, before this one waits for it.
 
@@ -106,7 +108,7 @@ def build_library(
     """
     root = root.resolve()
     sources = source_files(root, cuda=toolkit is not None, python_module=python_module)
-    definitions = {NAMESPACE: namespace, BUILD_INFO: f'"{_build_info(version, toolkit)}"'}
+    definitions = {NAMESPACE: namespace, BUILD_INFO: f'"{_build_info(version, toolkit)}"', **(definitions or {})}
     # A header passes what it names on to whoever includes it.
     headers = [path for path in root.rglob("*") if path.suffix in HEADER_SUFFIXES]
     shared = [name for name in definitions if any(name in header.read_text() for header in headers)]
