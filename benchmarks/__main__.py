@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks {layers,unfold,compare}``."""
+"""The command line: ``python -m benchmarks {layers,unfold,calls,compare}``."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from .calls import add_call_options, measure_calls
 from .cases import FORMATS
 from .compare import compare
 from .harness import Limits, run_cases
@@ -82,6 +83,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "compare":
             return compare(arguments.old, arguments.new, console)
+        if arguments.command == "calls":
+            return measure_calls(arguments, argv, console)
         return _measure(arguments, argv, console)
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -92,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, measurement in MEASUREMENTS.items():
         add_options(commands.add_parser(name, help=measurement.help), measurement.passes, measurement.defaults)
+    add_call_options(commands.add_parser("calls", help="what a call costs beside its arithmetic"))
     comparison = commands.add_parser("compare", help="two results files side by side")
     comparison.add_argument("old", type=Path)
     comparison.add_argument("new", type=Path)

@@ -189,9 +189,28 @@ def test_an_interrupted_run_keeps_what_it_has(
     assert [case["pass"] for case in data["cases"]] == ["forward"]
 
 
+def test_calls_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each kind of call, the same in the file; the number of threads is put back."""
+    path, threads = tmp_path / "calls.json", torch.get_num_threads()
+    assert main(["calls", "--seconds", "0.1", "--json", str(path)]) == 0
+    assert torch.get_num_threads() == threads
+    data = json.loads(path.read_text())
+    assert [entry["name"] for entry in data["calls"]] == ["no_grad", "forward", "forward + backward"]
+    printed = capsys.readouterr().out
+    for entry in data["calls"]:
+        assert entry["rounds"] >= timing.MIN_ROUNDS
+        for key in ("ours_us", "torch_us", "difference_us"):
+            assert entry[key]["q1"] <= entry[key]["median"] <= entry[key]["q3"]
+        assert (f"{entry['name']:<20}" in printed) and entry["ours_us"]["median"] > 0.1
+    assert data["hardware"]["threads"] == 1
+    lines = [line for line in printed.splitlines() if line.endswith("MISSED")]
+    assert len(lines) == sum(entry["difference_us"]["median"] > entry["goal_us"] for entry in data["calls"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["calls", "--seconds", "0"], "must be positive, but got 0"),
         (["layers", "--dtype", "f31"], "must be among bf16, f16, tf32"),
         (["layers", "--rounds", "0"], "must be positive, but got 0"),
         (["layers", "--name", "nothing"], "at least one case"),
