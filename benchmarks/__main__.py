@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks {layers,unfold,calls,compare}``."""
+"""The command line: ``python -m benchmarks {layers,unfold,engines,calls,compare}``."""
 
 import argparse
 import sys
@@ -12,6 +12,7 @@ from rich.console import Console
 from .calls import add_call_options, measure_calls
 from .cases import FORMATS
 from .compare import compare
+from .engines import measure_engines
 from .harness import Limits, run_cases
 from .options import Defaults, add_options, select_cases, select_peers
 from .peers import TORCH
@@ -62,6 +63,11 @@ MEASUREMENTS = {
         COLUMN_PASSES,
         Defaults(("f32", "bf16", "f64"), FORMATS, _WINDOWS, seconds=150.0),
     ),
+    "engines": Measurement(
+        "every engine of ours beside the one that is picked",
+        CONVOLUTION_PASSES,
+        Defaults(("f32",), FORMATS, peers=(TORCH.name,), seconds=180.0),
+    ),
 }
 
 
@@ -108,6 +114,8 @@ def _measure(arguments: argparse.Namespace, argv: Sequence[str], console: Consol
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     cases, left_out = select_cases(arguments)
+    if arguments.command == "engines":
+        return measure_engines(cases, left_out, arguments, argv, console)
     settings = {"seconds": arguments.seconds, "rounds": arguments.rounds, "left_out": left_out}
     report = Report(console, arguments.command, argv, settings, cases[0].device)
     limits = Limits(arguments.rounds, arguments.seconds)

@@ -4,8 +4,6 @@ One output of a 3x3 kernel takes a few nanoseconds; the rest of a call is Python
 """
 
 import argparse
-import datetime
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,10 +14,9 @@ import torch.nn.functional as F
 from rich.console import Console
 from torch import Tensor
 
-from .hardware import busy_warning, device_name, hardware, versions
+from .hardware import busy_warning, device_name
 from .options import positive
-from .report import results_text
-from .results import SCHEMA
+from .report import print_line, run_facts, write_results
 from .timing import CpuClock, Quartiles, Race, Run, race
 
 CPU = torch.device("cpu")
@@ -72,29 +69,20 @@ def measure_calls(arguments: argparse.Namespace, argv: Sequence[str], console: C
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        data: dict[str, Any] = {
-            "schema": SCHEMA,
-            "benchmark": "calls",
-            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            "command": shlex.join(["python", "-m", "benchmarks", *argv]),
-            "versions": versions(),
-            "hardware": hardware(CPU),
-            "calls": [],
-        }
+        data = run_facts("calls", argv, {"seconds": arguments.seconds}, CPU)
+        data["calls"] = []
         for line in (device_name(data["hardware"]), busy_warning(), HEAD):
-            _print(console, line)
+            if line:
+                print_line(console, line)
         for call in CALLS:
-            times = race(
-                _run(uc.conv2d, call), _run(F.conv2d, call), CpuClock(), 10000, arguments.seconds / len(CALLS)
-            )
+            times = race(_run(uc.conv2d, call), _run(F.conv2d, call), CpuClock(), 10000, arguments.seconds / len(CALLS))
             entry = _entry(call, times)
             data["calls"].append(entry)
-            _print(console, _line(entry))
+            print_line(console, _line(entry))
     finally:
         torch.set_num_threads(threads)
     if arguments.json is not None:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(results_text(data))
+        write_results(arguments.json, data)
     return 0
 
 
@@ -140,8 +128,3 @@ def _line(entry: dict[str, Any]) -> str:
         f"{difference['median']:10.2f} [{difference['q1']:5.2f}, {difference['q3']:5.2f}] "
         f"{entry['goal_us']:6.1f}{reached}"
     )
-
-
-def _print(console: Console, text: str | None) -> None:
-    if text is not None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -149,9 +149,11 @@ def _list_of(valid: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
-    def positive(text: str) -> float:
+    """A command line's number that must be positive."""
+
+    def parse(text: str) -> float:
         if kind(text) <= 0:
             raise argparse.ArgumentTypeError(f"must be positive, but got {text}")
         return kind(text)
 
-    return positive
+    return parse

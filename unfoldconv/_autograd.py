@@ -72,7 +72,7 @@ def _route(op: Callable[..., Tensor], lean: type[Function], full: type[Function]
 
 # --- the formulas: (context, grad) -> gradients, (context, tangents) -> tangent -------------------------------------
 # ctx.saved_tensors are the op's two operands (the lean Functions leave out one that no needed gradient uses),
-# ctx.window is (stride, padding_low, padding_high, dilation[, groups]), ctx.sizes the shapes that a gradient has to know.
+# ctx.window is (stride, padding_low, padding_high, dilation[, groups]), ctx.sizes what shapes a gradient has to know.
 
 
 def _conv_vjp(ctx: Any, grad: Tensor) -> Grads:

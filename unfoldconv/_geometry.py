@@ -9,7 +9,7 @@ A spatial axis is described by five numbers, and the whole library counts by the
 import functools
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 
@@ -190,10 +190,10 @@ _known_uniform_window = functools.lru_cache(maxsize=1024)(_uniform_window)
 
 def uniform_window(rank: int, stride: object, padding: object, dilation: object) -> Window | None:
     """The window of plain numbers, what most calls are made with, in a fraction of `window_of`'s time; else None."""
-    if type(stride) is type(padding) is type(dilation) is int and padding >= 0:  # type: ignore[operator]
+    if type(stride) is type(padding) is type(dilation) is int and padding >= 0:
         if torch.compiler.is_dynamo_compiling():  # Dynamo warns of caches
-            return _uniform_window(rank, stride, padding, dilation)  # type: ignore[arg-type]
-        return _known_uniform_window(rank, stride, padding, dilation)  # type: ignore[arg-type]
+            return _uniform_window(rank, stride, padding, dilation)
+        return _known_uniform_window(rank, stride, padding, dilation)
     return None
 
 
