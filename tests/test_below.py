@@ -163,10 +163,14 @@ def test_other_devices_and_layouts_are_refused_in_the_name_of_the_public_op() ->
     assert uc.conv2d(x.to("meta"), w.to("meta"), groups=2).shape == (2, 6, 5, 5)
 
 
-def test_a_packed_op_has_no_derivative_and_says_so() -> None:
+def test_nothing_of_a_packed_op_is_recorded() -> None:
+    """What calls it records the derivative, so its own result must be as one from below autograd."""
     x, w = operands()
-    with pytest.raises(NotImplementedError, match="no derivative"):
-        torch.ops.unfoldconv._conv_packed(x, w, None, 1, 2)
+    result = _below.conv(x, w, None, (1, 1), (0, 0), (0, 0), (1, 1), 2)
+    assert not result.requires_grad
+    (grad,) = torch.autograd.grad(uc.conv2d(x, w, groups=2).sum(), w)
+    (expected,) = torch.autograd.grad(torch.nn.functional.conv2d(x, w, groups=2).sum(), w)
+    torch.testing.assert_close(grad, expected)
 
 
 @pytest.mark.parametrize("stride", [[1, 1], (True, True)])

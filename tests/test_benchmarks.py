@@ -201,7 +201,7 @@ def test_engines_end_to_end(layers_file: Path, capsys: pytest.CaptureFixture[str
     for case in data["cases"]:
         assert {"automatic", "columns", case["pick"], case["best"]} <= case["ms"].keys()
         assert case["best"] == min(case["ms"].keys() - {"automatic"}, key=lambda name: case["ms"][name]["median"])
-    assert "channels" in data["cases"][0]["ms"]
+    assert "positions" in data["cases"][0]["ms"]
     x, w = torch.ones(2, 64, 12, 10), torch.ones(32, 64, 3, 3)
     assert uc.explain(uc.conv2d, x, w).ops[0].steps[0].engine == "positions"
     printed = capsys.readouterr().out

@@ -375,11 +375,3 @@ _register(conv_input_grad, _vmap.conv_input_grad)
 _register(conv_weight_grad, _vmap.conv_weight_grad)
 _register(im2col, _vmap.over_batch)
 _register(col2im, _vmap.over_batch)
-
-
-def _refuse(*_: Any) -> Tensor:
-    raise NotImplementedError("the packed ops of unfoldconv have no derivative: call those that they stand in for")
-
-
-for _name in ("conv", "conv_input_grad", "conv_weight_grad"):
-    _library.impl(f"_{_name}_packed", _refuse, "Autograd")

@@ -21,6 +21,11 @@ _conv_packed: Callable[..., Tensor] = _namespace._conv_packed.default
 _conv_input_grad_packed: Callable[..., Tensor] = _namespace._conv_input_grad_packed.default
 _conv_weight_grad_packed: Callable[..., Tensor] = _namespace._conv_weight_grad_packed.default
 
+# A guard around the call would cost a microsecond. So a packed op called by itself has no derivative.
+_library = torch.library.Library(NAMESPACE, "IMPL")
+for _name in ("conv", "conv_input_grad", "conv_weight_grad"):
+    _library.impl(f"_{_name}_packed", torch.library.fallthrough_kernel, "Autograd")
+
 _below_autograd: Callable[[], Any] = torch._C._AutoDispatchBelowAutograd
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
 _profiling: Callable[[], bool] = torch._C._autograd._profiler_enabled
@@ -87,8 +92,7 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Te
     packed = _packed_if_unseen(input, weight, None, window)
     if packed is not None:
         try:
-            with _below_autograd():
-                return _conv_packed(input, weight, bias, *packed)
+            return _conv_packed(input, weight, bias, *packed)
         except NotImplementedError:  # neither CPU nor CUDA: meta, sparse, ...
             pass
     return call(_ops.conv, input, weight, bias, *window)
@@ -98,8 +102,7 @@ def conv_input_grad(grad_output: Tensor, weight: Tensor, bias: Tensor | None, in
     packed = _packed_if_unseen(grad_output, weight, input_size, window)
     if packed is not None:
         try:
-            with _below_autograd():
-                return _conv_input_grad_packed(grad_output, weight, bias, *packed)
+            return _conv_input_grad_packed(grad_output, weight, bias, *packed)
         except NotImplementedError:
             pass
     return call(_ops.conv_input_grad, grad_output, weight, bias, input_size, *window)
@@ -109,8 +112,7 @@ def conv_weight_grad(grad_output: Tensor, input: Tensor, kernel_size: Any, *wind
     packed = _packed_if_unseen(grad_output, input, kernel_size, window)
     if packed is not None:
         try:
-            with _below_autograd():
-                return _conv_weight_grad_packed(grad_output, input, *packed)
+            return _conv_weight_grad_packed(grad_output, input, *packed)
         except NotImplementedError:
             pass
     return call(_ops.conv_weight_grad, grad_output, input, kernel_size, *window)
