@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks {layers,unfold,compare}``."""
+"""The command line: ``python -m benchmarks {layers,unfold,engines,calls,compare}``."""
 
 import argparse
 import sys
@@ -9,8 +9,10 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from .calls import add_call_options, measure_calls
 from .cases import FORMATS
 from .compare import compare
+from .engines import measure_engines
 from .harness import Limits, run_cases
 from .options import Defaults, add_options, select_cases, select_peers
 from .peers import TORCH
@@ -61,6 +63,11 @@ MEASUREMENTS = {
         COLUMN_PASSES,
         Defaults(("f32", "bf16", "f64"), FORMATS, _WINDOWS, seconds=150.0),
     ),
+    "engines": Measurement(
+        "every engine of ours beside the one that is picked",
+        CONVOLUTION_PASSES,
+        Defaults(("f32",), FORMATS, peers=(TORCH.name,), seconds=180.0),
+    ),
 }
 
 
@@ -82,6 +89,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments.command == "compare":
             return compare(arguments.old, arguments.new, console)
+        if arguments.command == "calls":
+            return measure_calls(arguments, argv, console)
         return _measure(arguments, argv, console)
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -92,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for name, measurement in MEASUREMENTS.items():
         add_options(commands.add_parser(name, help=measurement.help), measurement.passes, measurement.defaults)
+    add_call_options(commands.add_parser("calls", help="what a call costs beside its arithmetic"))
     comparison = commands.add_parser("compare", help="two results files side by side")
     comparison.add_argument("old", type=Path)
     comparison.add_argument("new", type=Path)
@@ -104,6 +114,8 @@ def _measure(arguments: argparse.Namespace, argv: Sequence[str], console: Consol
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     cases, left_out = select_cases(arguments)
+    if arguments.command == "engines":
+        return measure_engines(cases, left_out, arguments, argv, console)
     settings = {"seconds": arguments.seconds, "rounds": arguments.rounds, "left_out": left_out}
     report = Report(console, arguments.command, argv, settings, cases[0].device)
     limits = Limits(arguments.rounds, arguments.seconds)

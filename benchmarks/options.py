@@ -62,9 +62,9 @@ def add_options(parser: argparse.ArgumentParser, passes: Sequence[str], defaults
     # --dtype makes a list of its own: a dtype that is asked for is measured on every layer.
     parser.set_defaults(sampled=defaults.sampled, default_dtypes=parser.get_default("dtypes"))
     text = "time to aim at (default: %(default)s)"
-    parser.add_argument("--seconds", type=_positive(float), default=defaults.seconds, help=text)
-    parser.add_argument("--rounds", type=_positive(int), default=30, help="rounds at most (default: %(default)s)")
-    parser.add_argument("--threads", type=_positive(int), help="CPU threads (default: torch's)")
+    parser.add_argument("--seconds", type=positive(float), default=defaults.seconds, help=text)
+    parser.add_argument("--rounds", type=positive(int), default=30, help="rounds at most (default: %(default)s)")
+    parser.add_argument("--threads", type=positive(int), help="CPU threads (default: torch's)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
 
 
@@ -148,10 +148,12 @@ def _list_of(valid: Sequence[str]) -> Callable[[str], list[str]]:
     return parse
 
 
-def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
-    def positive(text: str) -> float:
+def positive(kind: Callable[[str], float]) -> Callable[[str], float]:
+    """A command line's number that must be positive."""
+
+    def parse(text: str) -> float:
         if kind(text) <= 0:
             raise argparse.ArgumentTypeError(f"must be positive, but got {text}")
         return kind(text)
 
-    return positive
+    return parse

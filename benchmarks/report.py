@@ -41,17 +41,8 @@ class Report(Observer):
     ) -> None:
         self._console = console
         self._progress: tuple[Progress, Any] | None = None
-        self._data: dict[str, Any] = {
-            "schema": SCHEMA,
-            "benchmark": benchmark,
-            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            "command": shlex.join(["python", "-m", "benchmarks", *arguments]),
-            "settings": {"device": device.type, **settings},
-            "versions": versions(),
-            "hardware": hardware(device),
-            "ceilings": {},
-            "cases": [],
-        }
+        self._data = run_facts(benchmark, arguments, {"device": device.type, **settings}, device)
+        self._data |= {"ceilings": {}, "cases": []}
         self._failures = 0
 
     def ceilings(self, dtype: str, ceilings: Ceilings) -> None:
@@ -115,8 +106,7 @@ class Report(Observer):
         if self._failures:
             self._print(f"{self._failures} of {len(self._data['cases'])} cases WRONG or FAILED", style="bold red")
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(results_text(self._data))
+            write_results(path, self._data)
             self._print(f"results: {path}")
         return int(self._failures > 0)
 
@@ -132,7 +122,33 @@ class Report(Observer):
                 self._progress = None
 
     def _print(self, text: str, style: str | None = None) -> None:
-        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        print_line(self._console, text, style)
+
+
+def run_facts(
+    benchmark: str, arguments: Sequence[str], settings: dict[str, Any], device: torch.device
+) -> dict[str, Any]:
+    """What a results file says before its results; see `Report` for the arguments."""
+    return {
+        "schema": SCHEMA,
+        "benchmark": benchmark,
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "benchmarks", *arguments]),
+        "settings": settings,
+        "versions": versions(),
+        "hardware": hardware(device),
+    }
+
+
+def print_line(console: Console, text: str, style: str | None = None) -> None:
+    """Prints a line as it is, however long."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def write_results(path: Path, data: dict[str, Any]) -> None:
+    """Writes a results file, and the folder that it is in."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(results_text(data))
 
 
 def results_text(data: dict[str, Any]) -> str:

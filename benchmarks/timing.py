@@ -7,7 +7,7 @@ turn in one process, A B A B, and the report gives the median of the ratios of n
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -127,18 +127,27 @@ def race(ours: Run, theirs: Run, clock: Clock, max_rounds: int, seconds: float) 
     Returns:
         The times of all rounds.
     """
+    return Race(*take_turns((ours, theirs), clock, max_rounds, seconds))
+
+
+def take_turns(runs: Sequence[Run], clock: Clock, max_rounds: int, seconds: float) -> list[list[float]]:
+    """Times any number of calls in turn; see `race`.
+
+    Returns:
+        The times of all rounds, call by call.
+    """
     deadline = clock.now() + seconds
-    for run in (ours, theirs):
+    for run in runs:
         for _ in range(WARM_UP_CALLS):
             run()
-    times = Race([], [])
+    times: list[list[float]] = [[] for _ in runs]
     collecting = gc.isenabled()
     gc.collect()
     gc.disable()
     try:
-        while len(times.ours) < max_rounds and (len(times.ours) < MIN_ROUNDS or clock.now() < deadline):
-            times.ours.append(clock.measure(ours))
-            times.theirs.append(clock.measure(theirs))
+        while len(times[0]) < max_rounds and (len(times[0]) < MIN_ROUNDS or clock.now() < deadline):
+            for run, measured in zip(runs, times, strict=True):
+                measured.append(clock.measure(run))
     finally:
         if collecting:
             gc.enable()

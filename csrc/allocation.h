@@ -50,4 +50,9 @@ inline Tensor empty_tensor(const Tensor& like, const Extents& extents, ScalarTyp
   return Tensor(handle);
 }
 
+// Uninitialised memory, at least one byte, on the device of `like`.
+inline Tensor empty_bytes(int64_t bytes, const Tensor& like) {
+  return empty_tensor(like, {{std::max<int64_t>(bytes, 1)}, {1}}, ScalarType::Byte);
+}
+
 }  // namespace unfoldconv

@@ -10,6 +10,7 @@
 // never from the number of threads, so neither do the results.
 #include "convolution.h"
 
+#include "allocation.h"
 #include "columns.h"
 #include "correlation.h"
 #include "cpu/correlation.h"
@@ -38,10 +39,6 @@ ScalarType compute_dtype(ScalarType dtype) { return is_16bit_float(dtype) ? Scal
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 int64_t aligned(int64_t bytes) { return ceil_div(bytes, kAlignment) * kAlignment; }
-
-Tensor allocate(int64_t bytes, const Tensor& like) {
-  return torch::stable::new_empty(like, {std::max<int64_t>(bytes, 1)}, ScalarType::Byte);
-}
 
 // Writes planes to `packed` [planes, prod(sizes)], row-major and in the compute dtype: im2col at a single position.
 template <int Rank>
@@ -97,7 +94,7 @@ template <class Body>
 void run_tasks(const Place& place, int64_t tasks, bool serial, int64_t workspace_bytes, const Tensor& like,
                const Body& body) {
   const auto run = [&](int64_t begin, int64_t end) {
-    const Tensor workspace = allocate(workspace_bytes, like);
+    const Tensor workspace = empty_bytes(workspace_bytes, like);
     for (int64_t task = begin; task < end; ++task) body(task, static_cast<char*>(workspace.data_ptr()));
   };
   if (place.cuda || serial || tasks == 1)
@@ -157,7 +154,7 @@ void correlate_columns(const Place& place, const Correlation<Rank>& problem) {
     return;
   }
   // The weight as [groups, variants, rows, depth].
-  const Tensor packed = allocate(groups * variants * rows * depth * size, like);
+  const Tensor packed = empty_bytes(groups * variants * rows * depth * size, like);
   char* const weight = static_cast<char*>(packed.data_ptr());
   for (int64_t group = 0; group < (variants == 1 ? 1 : groups); ++group)
     for (int64_t variant = 0; variant < variants; ++variant)
@@ -371,7 +368,7 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
     report->engine(Engine::columns, "", splits * blocks, task_bytes, partial_bytes, kWhyColumns);
     return;
   }
-  const Tensor partial = allocate(partial_bytes, input);
+  const Tensor partial = empty_bytes(partial_bytes, input);
   const torch::stable::Device device = input.device();
   Geometry<Rank> pointwise{};  // im2col by it reads grad_output itself
   for (int axis = 0; axis < Rank; ++axis) {

@@ -1,4 +1,6 @@
 // Every op of the library: its schema, its checks in order, its result, and the call of the code that fills it.
+#include "ops.h"
+
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -152,6 +154,8 @@ Sizes kernel_of(const Tensor& weight) {
   return sizes.size() < 2 ? Sizes{} : Sizes(sizes.begin() + 2, sizes.end());
 }
 
+}  // namespace
+
 Tensor conv_op(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Sizes& stride,
                const Sizes& padding_low, const Sizes& padding_high, const Sizes& dilation, int64_t groups) {
   check(weight.dim() == static_cast<int64_t>(stride.size()) + 2, "weight must have ", stride.size() + 2,
@@ -239,6 +243,8 @@ Tensor conv_weight_grad_op(const Tensor& grad_output, const Tensor& input, const
     return grad_weight;
   });
 }
+
+namespace {
 
 void set_workspace_limit_op(int64_t cpu, int64_t cuda) {
   check(cpu > 0 && cuda > 0, "workspace limit must be positive, but got ", cpu, " and ", cuda);

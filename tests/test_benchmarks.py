@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import ceilings, options, results, targets, timing
+import unfoldconv as uc
+from benchmarks import ceilings, engines, options, results, targets, timing
 from benchmarks.__main__ import main
 from benchmarks.cases import FORMATS, Case, Operands
 from benchmarks.peers import OURS, Thunk
@@ -189,9 +190,64 @@ def test_an_interrupted_run_keeps_what_it_has(
     assert [case["pass"] for case in data["cases"]] == ["forward"]
 
 
+@pytest.mark.usefixtures("quick")
+def test_engines_end_to_end(layers_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every engine that can do a case is timed, none stays forced, and the engines are those of the library."""
+    status, data = run_main(layers_file, "engines", "--name", "plane,depthwise", *QUICK)
+    assert status == 0
+    assert [(case["name"], case["pass"]) for case in data["cases"]] == [
+        (name, pass_) for name in ("plane", "depthwise") for pass_ in CONVOLUTION_PASSES
+    ]
+    for case in data["cases"]:
+        assert {"automatic", "columns", case["pick"], case["best"]} <= case["ms"].keys()
+        assert case["best"] == min(case["ms"].keys() - {"automatic"}, key=lambda name: case["ms"][name]["median"])
+    assert "positions" in data["cases"][0]["ms"]
+    x, w = torch.ones(2, 64, 12, 10), torch.ones(32, 64, 3, 3)
+    assert uc.explain(uc.conv2d, x, w).ops[0].steps[0].engine == "positions"
+    printed = capsys.readouterr().out
+    assert "of 6 cases with a pick slower than 1.3 times the best engine" in printed
+    with pytest.raises(RuntimeError, match="engine must be one of automatic, " + ", ".join(engines.ENGINES)):
+        torch.ops.unfoldconv.force_engine("")
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_slow_pick_is_named(
+    layers_file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def scripted(runs: list[Any], *_: object) -> list[list[float]]:
+        return [[2e-3, 3e-3, 4e-3], *([[1e-3, 1e-3, 1e-3]] * (len(runs) - 1))]
+
+    monkeypatch.setattr(engines, "take_turns", scripted)
+    _, data = run_main(layers_file, "engines", "--name", "line", "--pass", "forward", *QUICK)
+    assert data["cases"][0]["ratio"]["median"] == 3.0
+    printed = capsys.readouterr().out
+    assert "1 of 1 cases with a pick slower" in printed
+    assert "  3.00 line f32 contiguous forward: " in printed
+    assert "largest pick/best: 3.00, line f32 contiguous forward" in printed
+
+
+def test_calls_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line for each kind of call, the same in the file; the number of threads is put back."""
+    path, threads = tmp_path / "calls.json", torch.get_num_threads()
+    assert main(["calls", "--seconds", "0.1", "--json", str(path)]) == 0
+    assert torch.get_num_threads() == threads
+    data = json.loads(path.read_text())
+    assert [entry["name"] for entry in data["calls"]] == ["no_grad", "forward", "forward + backward"]
+    printed = capsys.readouterr().out
+    for entry in data["calls"]:
+        assert entry["rounds"] >= timing.MIN_ROUNDS
+        for key in ("ours_us", "torch_us", "difference_us"):
+            assert entry[key]["q1"] <= entry[key]["median"] <= entry[key]["q3"]
+        assert (f"{entry['name']:<20}" in printed) and entry["ours_us"]["median"] > 0.1
+    assert data["hardware"]["threads"] == 1
+    lines = [line for line in printed.splitlines() if line.endswith("MISSED")]
+    assert len(lines) == sum(entry["difference_us"]["median"] > entry["goal_us"] for entry in data["calls"])
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["calls", "--seconds", "0"], "must be positive, but got 0"),
         (["layers", "--dtype", "f31"], "must be among bf16, f16, tf32"),
         (["layers", "--rounds", "0"], "must be positive, but got 0"),
         (["layers", "--name", "nothing"], "at least one case"),

@@ -26,10 +26,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-from . import _ops, _vmap
+from . import _below, _ops, _vmap
 from ._binding import NAMESPACE
 
-_below_autograd: Callable[[], Any] = torch._C._AutoDispatchBelowAutograd
 _functorch_level: Callable[[], Any] = torch._C._functorch.peek_interpreter_stack
 
 Grads = tuple[Any, ...]
@@ -41,14 +40,6 @@ def _conj(tensor: Tensor) -> Tensor:
 
 def _bias_grad(grad: Tensor) -> Tensor:
     return grad.sum([0, *range(2, grad.dim())])
-
-
-def _call(op: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """The op without its Autograd kernel. Dynamo does not trace the guard: its graph holds the op itself."""
-    if torch.compiler.is_dynamo_compiling():
-        return op(*arguments)
-    with _below_autograd():
-        return op(*arguments)
 
 
 def _applied(function: type[Function]) -> Callable[..., Any]:
@@ -76,22 +67,21 @@ def _route(op: Callable[..., Tensor], lean: type[Function], full: type[Function]
         return full.apply(*tensors, *rest)  # type: ignore[no-any-return]
     if _needs_grad(*tensors):
         return _applied(lean)(*tensors, *rest)  # type: ignore[no-any-return]
-    with _below_autograd():
-        return op(*tensors, *rest)
+    return op(*tensors, *rest)
 
 
 # --- the formulas: (context, grad) -> gradients, (context, tangents) -> tangent -------------------------------------
 # ctx.saved_tensors are the op's two operands (the lean Functions leave out one that no needed gradient uses),
-# ctx.window is (stride, padding_low, padding_high, dilation[, groups]), ctx.sizes what else a gradient has to know.
+# ctx.window is (stride, padding_low, padding_high, dilation[, groups]), ctx.sizes what shapes a gradient has to know.
 
 
 def _conv_vjp(ctx: Any, grad: Tensor) -> Grads:
     input, weight = ctx.saved_tensors
-    input_size, kernel_size = ctx.sizes
+    input_shape, weight_shape = ctx.sizes
     needs = ctx.needs_input_grad
     return (
-        conv_input_grad(grad, _conj(weight), None, input_size, *ctx.window) if needs[0] else None,
-        conv_weight_grad(grad, _conj(input), kernel_size, *ctx.window) if needs[1] else None,
+        conv_input_grad(grad, _conj(weight), None, input_shape[2:], *ctx.window) if needs[0] else None,
+        conv_weight_grad(grad, _conj(input), weight_shape[2:], *ctx.window) if needs[1] else None,
         _bias_grad(grad) if needs[2] else None,
         *(None,) * len(ctx.window),
     )
@@ -99,11 +89,11 @@ def _conv_vjp(ctx: Any, grad: Tensor) -> Grads:
 
 def _conv_input_grad_vjp(ctx: Any, grad: Tensor) -> Grads:
     grad_output, weight = ctx.saved_tensors
-    (kernel_size,) = ctx.sizes
+    (weight_shape,) = ctx.sizes
     needs = ctx.needs_input_grad
     return (
         conv(grad, _conj(weight), None, *ctx.window) if needs[0] else None,
-        conv_weight_grad(_conj(grad_output), grad, kernel_size, *ctx.window) if needs[1] else None,
+        conv_weight_grad(_conj(grad_output), grad, weight_shape[2:], *ctx.window) if needs[1] else None,
         _bias_grad(grad) if needs[2] else None,
         None,
         *(None,) * len(ctx.window),
@@ -112,11 +102,11 @@ def _conv_input_grad_vjp(ctx: Any, grad: Tensor) -> Grads:
 
 def _conv_weight_grad_vjp(ctx: Any, grad: Tensor) -> Grads:
     grad_output, input = ctx.saved_tensors
-    (input_size,) = ctx.sizes
+    (input_shape,) = ctx.sizes
     needs = ctx.needs_input_grad
     return (
         conv(_conj(input), grad, None, *ctx.window) if needs[0] else None,
-        conv_input_grad(_conj(grad_output), grad, None, input_size, *ctx.window) if needs[1] else None,
+        conv_input_grad(_conj(grad_output), grad, None, input_shape[2:], *ctx.window) if needs[1] else None,
         None,
         *(None,) * len(ctx.window),
     )
@@ -155,8 +145,8 @@ class _Conv(Function):
     def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Tensor:
         needs = ctx.needs_input_grad
         ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None)
-        ctx.window, ctx.sizes = window, (input.shape[2:], weight.shape[2:])
-        return _call(_ops.conv, input, weight, bias, *window)
+        ctx.window, ctx.sizes = window, (input.shape, weight.shape)
+        return _below.conv(input, weight, bias, *window)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Grads:
@@ -166,14 +156,14 @@ class _Conv(Function):
 class _ConvFull(Function):
     @staticmethod
     def forward(input: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Tensor:
-        return _call(_ops.conv, input, weight, bias, *window)
+        return _below.call(_ops.conv, input, weight, bias, *window)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Grads, output: Tensor) -> None:
         input, weight, _, *window = inputs
         ctx.save_for_backward(input, weight)
         ctx.save_for_forward(input, weight)
-        ctx.window, ctx.sizes = tuple(window), (input.shape[2:], weight.shape[2:])
+        ctx.window, ctx.sizes = tuple(window), (input.shape, weight.shape)
         ctx.output_shape = output.shape
 
     @staticmethod
@@ -196,8 +186,8 @@ class _ConvInputGrad(Function):
     ) -> Tensor:
         needs = ctx.needs_input_grad
         ctx.save_for_backward(grad_output if needs[1] else None, weight if needs[0] else None)
-        ctx.window, ctx.sizes = window, (weight.shape[2:],)
-        return _call(_ops.conv_input_grad, grad_output, weight, bias, input_size, *window)
+        ctx.window, ctx.sizes = window, (weight.shape,)
+        return _below.conv_input_grad(grad_output, weight, bias, input_size, *window)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Grads:
@@ -207,14 +197,14 @@ class _ConvInputGrad(Function):
 class _ConvInputGradFull(Function):
     @staticmethod
     def forward(grad_output: Tensor, weight: Tensor, bias: Tensor | None, input_size: Any, *window: Any) -> Tensor:
-        return _call(_ops.conv_input_grad, grad_output, weight, bias, input_size, *window)
+        return _below.call(_ops.conv_input_grad, grad_output, weight, bias, input_size, *window)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Grads, output: Tensor) -> None:
         grad_output, weight, _, input_size, *window = inputs
         ctx.save_for_backward(grad_output, weight)
         ctx.save_for_forward(grad_output, weight)
-        ctx.window, ctx.sizes, ctx.input_size = tuple(window), (weight.shape[2:],), input_size
+        ctx.window, ctx.sizes, ctx.input_size = tuple(window), (weight.shape,), input_size
         ctx.output_shape = output.shape
 
     @staticmethod
@@ -236,8 +226,8 @@ class _ConvWeightGrad(Function):
     def forward(ctx: Any, grad_output: Tensor, input: Tensor, kernel_size: Any, *window: Any) -> Tensor:
         needs = ctx.needs_input_grad
         ctx.save_for_backward(grad_output if needs[1] else None, input if needs[0] else None)
-        ctx.window, ctx.sizes = window, (input.shape[2:],)
-        return _call(_ops.conv_weight_grad, grad_output, input, kernel_size, *window)
+        ctx.window, ctx.sizes = window, (input.shape,)
+        return _below.conv_weight_grad(grad_output, input, kernel_size, *window)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Grads:
@@ -247,14 +237,14 @@ class _ConvWeightGrad(Function):
 class _ConvWeightGradFull(Function):
     @staticmethod
     def forward(grad_output: Tensor, input: Tensor, kernel_size: Any, *window: Any) -> Tensor:
-        return _call(_ops.conv_weight_grad, grad_output, input, kernel_size, *window)
+        return _below.call(_ops.conv_weight_grad, grad_output, input, kernel_size, *window)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Grads, output: Tensor) -> None:
         grad_output, input, kernel_size, *window = inputs
         ctx.save_for_backward(grad_output, input)
         ctx.save_for_forward(grad_output, input)
-        ctx.window, ctx.sizes, ctx.kernel_size = tuple(window), (input.shape[2:],), kernel_size
+        ctx.window, ctx.sizes, ctx.kernel_size = tuple(window), (input.shape,), kernel_size
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Grads:
@@ -273,7 +263,7 @@ class _Im2col(Function):
     @staticmethod
     def forward(ctx: Any, input: Tensor, kernel_size: Any, *window: Any) -> Tensor:
         ctx.sizes = (input.shape[2:], kernel_size, *window)
-        return _call(_ops.im2col, input, kernel_size, *window)
+        return _below.im2col(input, kernel_size, *window)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Grads:
@@ -283,7 +273,7 @@ class _Im2col(Function):
 class _Im2colFull(Function):
     @staticmethod
     def forward(input: Tensor, kernel_size: Any, *window: Any) -> Tensor:
-        return _call(_ops.im2col, input, kernel_size, *window)
+        return _below.call(_ops.im2col, input, kernel_size, *window)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Grads, output: Tensor) -> None:
@@ -306,7 +296,7 @@ class _Col2im(Function):
     @staticmethod
     def forward(ctx: Any, columns: Tensor, input_size: Any, *rest: Any) -> Tensor:
         ctx.sizes = rest
-        return _call(_ops.col2im, columns, input_size, *rest)
+        return _below.col2im(columns, input_size, *rest)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Grads:
@@ -316,7 +306,7 @@ class _Col2im(Function):
 class _Col2imFull(Function):
     @staticmethod
     def forward(columns: Tensor, input_size: Any, *rest: Any) -> Tensor:
-        return _call(_ops.col2im, columns, input_size, *rest)
+        return _below.call(_ops.col2im, columns, input_size, *rest)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Grads, output: Tensor) -> None:
@@ -340,30 +330,30 @@ class _Col2imFull(Function):
 
 def conv(input: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Tensor:
     """y = W im2col(x): input (N, C, *I), weight (O, C / groups, *K), bias (O) -> (N, O, *P)."""
-    return _route(_ops.conv, _Conv, _ConvFull, (input, weight, bias), *window)
+    return _route(_below.conv, _Conv, _ConvFull, (input, weight, bias), *window)
 
 
 def conv_input_grad(grad_output: Tensor, weight: Tensor, bias: Tensor | None, input_size: Any, *window: Any) -> Tensor:
     """The adjoint of conv in its input: grad_output (N, O, *P) -> (N, C, *input_size), plus bias (C)."""
     tensors = (grad_output, weight, bias)
-    return _route(_ops.conv_input_grad, _ConvInputGrad, _ConvInputGradFull, tensors, input_size, *window)
+    return _route(_below.conv_input_grad, _ConvInputGrad, _ConvInputGradFull, tensors, input_size, *window)
 
 
 def conv_weight_grad(grad_output: Tensor, input: Tensor, kernel_size: Any, *window: Any) -> Tensor:
     """The adjoint of conv in its weight: grad_output (N, O, *P), input (N, C, *I) -> (O, C / groups, *K)."""
     return _route(
-        _ops.conv_weight_grad, _ConvWeightGrad, _ConvWeightGradFull, (grad_output, input), kernel_size, *window
+        _below.conv_weight_grad, _ConvWeightGrad, _ConvWeightGradFull, (grad_output, input), kernel_size, *window
     )
 
 
 def im2col(input: Tensor, kernel_size: Any, *window: Any) -> Tensor:
     """Input (N, C, *I) -> columns (N, C * prod(K), prod(P))."""
-    return _route(_ops.im2col, _Im2col, _Im2colFull, (input,), kernel_size, *window)
+    return _route(_below.im2col, _Im2col, _Im2colFull, (input,), kernel_size, *window)
 
 
 def col2im(columns: Tensor, input_size: Any, kernel_size: Any, *window: Any) -> Tensor:
     """The adjoint of im2col: columns (N, C * prod(K), prod(P)) -> (N, C, *input_size)."""
-    return _route(_ops.col2im, _Col2im, _Col2imFull, (columns,), input_size, kernel_size, *window)
+    return _route(_below.col2im, _Col2im, _Col2imFull, (columns,), input_size, kernel_size, *window)
 
 
 # For calls of torch.ops.unfoldconv.* themselves.

@@ -14,6 +14,7 @@ from ._geometry import (
     as_int,
     transposed_output_size,
     transposed_window_of,
+    uniform_window,
     window_of,
 )
 
@@ -29,7 +30,9 @@ def _conv(
     groups: int,
 ) -> Tensor:
     input, weight, bias, unbatched = _operands(rank, input, weight, bias)
-    window = window_of(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    window = uniform_window(rank, stride, padding, dilation)
+    if window is None:
+        window = window_of(input.shape[2:], weight.shape[2:], stride, padding, dilation)
     if type(groups) is not int:
         groups = as_int("groups", groups)
     output = _autograd.conv(input, weight, bias, *window, groups)

@@ -6,9 +6,10 @@ A spatial axis is described by five numbers, and the whole library counts by the
     positions = (size + padding_low + padding_high - span) // stride + 1
 """
 
+import functools
 import operator
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 
@@ -179,6 +180,23 @@ def _named_padding(padding: str) -> str:
     return padding
 
 
+def _uniform_window(rank: int, stride: int, padding: int, dilation: int) -> Window:
+    both = (padding,) * rank
+    return Window((stride,) * rank, both, both, (dilation,) * rank)
+
+
+_known_uniform_window = functools.lru_cache(maxsize=1024)(_uniform_window)
+
+
+def uniform_window(rank: int, stride: object, padding: object, dilation: object) -> Window | None:
+    """The window of plain numbers, what most calls are made with, in a fraction of `window_of`'s time; else None."""
+    if type(stride) is type(padding) is type(dilation) is int and padding >= 0:
+        if torch.compiler.is_dynamo_compiling():  # Dynamo warns of caches
+            return _uniform_window(rank, stride, padding, dilation)
+        return _known_uniform_window(rank, stride, padding, dilation)
+    return None
+
+
 def window_of(
     size: Sequence[int], kernel_size: Sizes, stride: IntOrTuple, padding: Padding, dilation: IntOrTuple
 ) -> Window:
@@ -187,10 +205,6 @@ def window_of(
     padding='same' gives ceil(size / stride) positions; of an odd total the larger part is high, as in torch.
     """
     rank = len(kernel_size)
-    if type(stride) is type(padding) is type(dilation) is int and padding >= 0:
-        # What most calls are, without the calls that the general case is made of.
-        both: Any = (padding,) * rank
-        return Window((stride,) * rank, both, both, (dilation,) * rank)
     strides = per_axis("stride", stride, rank)
     dilations = per_axis("dilation", dilation, rank)
     if not isinstance(padding, str):

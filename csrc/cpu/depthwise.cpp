@@ -44,7 +44,7 @@ void correlate(const Axis (&axes)[3], const int64_t (&kernel)[3], const Operand&
   const auto correlate_block = blocks.kernels.correlate[kernels_for(size)];
   const double products = 1. * work.boxes.numel() * work.group * blocks.lanes * terms;
   run_tasks(tasks, products, [&](int64_t begin, int64_t end) {
-    const Tensor buffers = allocate(thread_bytes, weight);
+    const Tensor buffers = empty_bytes(thread_bytes, weight);
     char* const images = static_cast<char*>(buffers.data_ptr());
     char* const results = images + image_bytes;
     int64_t margins_of = -1;
@@ -179,12 +179,12 @@ void depthwise_weight_grad(const Tensor& grad_output, const Tensor& input, const
     report->engine(name_for(blocks), "", splits * ranges, image_bytes + grad_bytes, sum_bytes, kWhy);
     return;
   }
-  const Tensor sums = allocate(sum_bytes, input);
+  const Tensor sums = empty_bytes(sum_bytes, input);
   char* const sum_data = static_cast<char*>(sums.data_ptr());
   const double products = 1. * split * g.position_numel() * own_groups * work.group * blocks.lanes * terms;
   const auto add_sums = blocks.kernels.weight_sums[kernels_for(blocks.group_size)];
   run_tasks(splits * ranges, products, [&](int64_t begin, int64_t end) {
-    const Tensor buffers = allocate(image_bytes + grad_bytes, input);
+    const Tensor buffers = empty_bytes(image_bytes + grad_bytes, input);
     char* const images = static_cast<char*>(buffers.data_ptr());
     char* const grads = images + image_bytes;
     int64_t margins_of = -1;

@@ -3,6 +3,7 @@
 
 #include <cstring>
 
+#include "../allocation.h"
 #include "../planes.h"
 #include "../workspace.h"
 #include "depthwise_boxes.h"
@@ -19,10 +20,6 @@ constexpr int64_t kSerialProducts = 250 * 1000;  // below this a second thread c
 inline ScalarType sum_dtype(ScalarType dtype) { return is_16bit_float(dtype) ? ScalarType::Float : dtype; }
 
 inline int64_t room() { return std::min<int64_t>(kCacheBytes, workspace_limit().cpu); }
-
-inline Tensor allocate(int64_t bytes, const Tensor& like) {
-  return torch::stable::new_empty(like, {std::max<int64_t>(bytes, 1)}, ScalarType::Byte);
-}
 
 // A tensor [batch, channels, *sizes] for the three axes of the kernels.
 struct Operand {
@@ -111,7 +108,7 @@ void pack_group_block(const Blocks& blocks, const PlaneLayout<3>& weight, const 
 inline Tensor pack_groups(const Blocks& blocks, const Planes<3>& weight, const int64_t (&kernel)[3],
                           const Tensor& like) {
   const int64_t bytes = kernel[0] * kernel[1] * kernel[2] * blocks.group_size * blocks.vector_bytes;
-  Tensor packed = allocate(blocks.count * bytes, like);
+  Tensor packed = empty_bytes(blocks.count * bytes, like);
   char* const to = static_cast<char*>(packed.data_ptr());
   const auto as = [&](auto type) {
     using E = typename decltype(type)::type;
@@ -133,7 +130,7 @@ inline Tensor pack_groups(const Blocks& blocks, const Planes<3>& weight, const i
 // rows [channels, count], packed as [blocks, count, lanes] in the type of the sums.
 inline Tensor pack(const Blocks& blocks, const Tensor& rows, int64_t count) {
   const int64_t bytes = count * blocks.vector_bytes;
-  Tensor packed = allocate(blocks.count * bytes, rows);
+  Tensor packed = empty_bytes(blocks.count * bytes, rows);
   char* to = static_cast<char*>(packed.data_ptr());
   const char* from = static_cast<const char*>(rows.data_ptr());
   parallel_over(blocks.count, 2 * bytes, [&](int64_t begin, int64_t end) {

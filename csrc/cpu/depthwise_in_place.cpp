@@ -120,7 +120,7 @@ void weight_grad_in_place(const Axis (&axes)[3], const int64_t (&kernel)[3], con
     report->engine(Engine::depthwise, "", splits * bands.groups, 0, splits * part_bytes, kWhy);
     return;
   }
-  const Tensor sums = allocate(splits * part_bytes, grad_weight);
+  const Tensor sums = empty_bytes(splits * part_bytes, grad_weight);
   char* const sum_data = static_cast<char*>(sums.data_ptr());
   const Span whole_image[3] = {};
   const double products =

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "../scalar.h"
+#include "../allocation.h"
 
 namespace unfoldconv::cpu {
 
@@ -19,9 +19,7 @@ constexpr int64_t kTasksPerProblem = 16;  // a problem is cut into at least abou
 constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
 
 // Memory from torch's allocator, at any alignment of it.
-inline Tensor allocate_bytes(int64_t bytes, const Tensor& like) {
-  return torch::stable::new_empty(like, {std::max<int64_t>(bytes, 1) + kAlignment}, ScalarType::Byte);
-}
+inline Tensor allocate_bytes(int64_t bytes, const Tensor& like) { return empty_bytes(bytes + kAlignment, like); }
 
 // Hands out aligned parts of one allocation. A carver of nothing counts how much they take.
 class Carver {

@@ -1,0 +1,74 @@
+// The convolutions with their numbers per axis packed into one integer: of a small call from Python, most of the time
+// goes into the conversion of lists. Private: unfoldconv/_packed.py says when they stand in for the public ops.
+#include <torch/csrc/stable/library.h>
+
+#include "ops.h"
+
+namespace unfoldconv {
+namespace {
+
+constexpr int kPackedBits = 60;  // shared evenly by the numbers, the first the lowest; unfoldconv/_packed.py packs them
+
+// Gives each of `count` Sizes `rank` numbers.
+template <int Count>
+void unpack(int64_t packed, int64_t rank, Sizes (&sizes)[Count]) {
+  const int64_t bits = kPackedBits / (Count * rank), mask = (int64_t{1} << bits) - 1;
+  for (Sizes& numbers : sizes) {
+    numbers.resize(rank);
+    for (int64_t& number : numbers) number = packed & mask, packed >>= bits;
+  }
+}
+
+int64_t rank_of(const Tensor& tensor) {
+  const int64_t rank = tensor.dim() - 2;
+  check(rank >= 1 && rank <= 3, "operands must have 1, 2 or 3 spatial axes, but got shape ", shown(tensor));
+  return rank;
+}
+
+// window is (stride, padding_low, padding_high, dilation).
+Tensor conv_packed(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t window,
+                   int64_t groups) {
+  Sizes w[4];
+  unpack(window, rank_of(weight), w);
+  return conv_op(input, weight, bias, w[0], w[1], w[2], w[3], groups);
+}
+
+Tensor conv_input_grad_packed(const Tensor& grad_output, const Tensor& weight, const std::optional<Tensor>& bias,
+                              int64_t input_size, int64_t window, int64_t groups) {
+  Sizes size[1], w[4];
+  unpack(input_size, rank_of(weight), size);
+  unpack(window, rank_of(weight), w);
+  return conv_input_grad_op(grad_output, weight, bias, size[0], w[0], w[1], w[2], w[3], groups);
+}
+
+Tensor conv_weight_grad_packed(const Tensor& grad_output, const Tensor& input, int64_t kernel_size, int64_t window,
+                               int64_t groups) {
+  Sizes size[1], w[4];
+  unpack(kernel_size, rank_of(input), size);
+  unpack(window, rank_of(input), w);
+  return conv_weight_grad_op(grad_output, input, size[0], w[0], w[1], w[2], w[3], groups);
+}
+
+}  // namespace
+}  // namespace unfoldconv
+
+STABLE_TORCH_LIBRARY_FRAGMENT(UNFOLDCONV_NAMESPACE, library) {
+  library.def("_conv_packed(Tensor input, Tensor weight, Tensor? bias, int window, int groups) -> Tensor");
+  library.def(
+      "_conv_input_grad_packed(Tensor grad_output, Tensor weight, Tensor? bias, int input_size, int window, "
+      "int groups) -> Tensor");
+  library.def(
+      "_conv_weight_grad_packed(Tensor grad_output, Tensor input, int kernel_size, int window, int groups) -> Tensor");
+}
+
+#define UNFOLDCONV_IMPLEMENT(KEY)                                                              \
+  STABLE_TORCH_LIBRARY_IMPL(UNFOLDCONV_NAMESPACE, KEY, library) {                              \
+    library.impl("_conv_packed", TORCH_BOX(&unfoldconv::conv_packed));                         \
+    library.impl("_conv_input_grad_packed", TORCH_BOX(&unfoldconv::conv_input_grad_packed));   \
+    library.impl("_conv_weight_grad_packed", TORCH_BOX(&unfoldconv::conv_weight_grad_packed)); \
+  }
+
+UNFOLDCONV_IMPLEMENT(CPU)
+#ifdef UNFOLDCONV_WITH_CUDA
+UNFOLDCONV_IMPLEMENT(CUDA)
+#endif
