@@ -1,5 +1,6 @@
 // The convolutions with their numbers per axis packed into one integer: of a small call from Python, most of the time
-// goes into the conversion of lists. Private: unfoldconv/_packed.py says when they stand in for the public ops.
+// goes into the conversion of lists. Private: unfoldconv/_below.py says when they stand in for the public ops.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 
 #include "ops.h"
@@ -7,7 +8,7 @@
 namespace unfoldconv {
 namespace {
 
-constexpr int kPackedBits = 60;  // shared evenly by the numbers, the first the lowest; unfoldconv/_packed.py packs them
+constexpr int kPackedBits = 60;  // shared evenly by the numbers, the first the lowest; unfoldconv/_below.py packs them
 
 // Gives each of `count` Sizes `rank` numbers.
 template <int Count>
@@ -25,9 +26,15 @@ int64_t rank_of(const Tensor& tensor) {
   return rank;
 }
 
+// These ops record no gradient, and so refuse to run where one might be wanted.
+void check_grad_mode() {
+  check(!aoti_torch_grad_mode_is_enabled(), "a packed convolution must be called without grad mode");
+}
+
 // window is (stride, padding_low, padding_high, dilation).
 Tensor conv_packed(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t window,
                    int64_t groups) {
+  check_grad_mode();
   Sizes w[4];
   unpack(window, rank_of(weight), w);
   return conv_op(input, weight, bias, w[0], w[1], w[2], w[3], groups);
@@ -35,6 +42,7 @@ Tensor conv_packed(const Tensor& input, const Tensor& weight, const std::optiona
 
 Tensor conv_input_grad_packed(const Tensor& grad_output, const Tensor& weight, const std::optional<Tensor>& bias,
                               int64_t input_size, int64_t window, int64_t groups) {
+  check_grad_mode();
   Sizes size[1], w[4];
   unpack(input_size, rank_of(weight), size);
   unpack(window, rank_of(weight), w);
@@ -43,6 +51,7 @@ Tensor conv_input_grad_packed(const Tensor& grad_output, const Tensor& weight, c
 
 Tensor conv_weight_grad_packed(const Tensor& grad_output, const Tensor& input, int64_t kernel_size, int64_t window,
                                int64_t groups) {
+  check_grad_mode();
   Sizes size[1], w[4];
   unpack(kernel_size, rank_of(input), size);
   unpack(window, rank_of(input), w);

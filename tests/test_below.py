@@ -177,3 +177,11 @@ def test_nothing_of_a_packed_op_is_recorded() -> None:
 def test_what_equals_a_cached_window_means_the_same(stride: object) -> None:
     x, w = operands(requires_grad=False)
     assert torch.equal(uc.conv2d(x, w, stride=(1, 1), groups=2), uc.conv2d(x, w, stride=stride, groups=2))
+
+
+@pytest.mark.parametrize("name", ["_conv_packed", "_conv_input_grad_packed", "_conv_weight_grad_packed"])
+def test_a_packed_op_that_is_called_by_itself_refuses_to_lose_a_gradient(name: str) -> None:
+    first, second = torch.randn(1, 1, 3, 3, requires_grad=True), torch.randn(1, 1, 1, 1, requires_grad=True)
+    arguments = {"_conv_packed": (None, 0, 1)}.get(name, (None, 0, 0, 1) if "input" in name else (0, 0, 1))
+    with pytest.raises(RuntimeError, match="without grad mode"):
+        getattr(torch.ops.unfoldconv, name)(first, second, *arguments)

@@ -21,15 +21,18 @@ _conv_packed: Callable[..., Tensor] = _namespace._conv_packed.default
 _conv_input_grad_packed: Callable[..., Tensor] = _namespace._conv_input_grad_packed.default
 _conv_weight_grad_packed: Callable[..., Tensor] = _namespace._conv_weight_grad_packed.default
 
-# A guard around the call would cost a microsecond. So a packed op called by itself has no derivative.
+# A guard around the call would cost a microsecond. So the packed ops record no gradient, and run only without grad mode.
 _library = torch.library.Library(NAMESPACE, "IMPL")
 for _name in ("conv", "conv_input_grad", "conv_weight_grad"):
     _library.impl(f"_{_name}_packed", torch.library.fallthrough_kernel, "Autograd")
 
 _below_autograd: Callable[[], Any] = torch._C._AutoDispatchBelowAutograd
 _dispatch_modes: Callable[[], int] = torch._C._len_torch_dispatch_stack
+_function_modes: Callable[[], int] = torch._C._len_torch_function_stack
 _profiling: Callable[[], bool] = torch._C._autograd._profiler_enabled
 _tracing: Callable[[], Any] = torch._C._get_tracing_state
+_grad_enabled: Callable[[], bool] = torch.is_grad_enabled
+_set_grad_enabled: Callable[[bool], None] = torch._C._set_grad_enabled
 _includes_key: Callable[[Any], bool] = torch._C._dispatch_tls_is_dispatch_key_included
 _PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 
@@ -52,7 +55,7 @@ def _unseen(first: Tensor, second: Tensor) -> bool:
     return not torch.compiler.is_dynamo_compiling() and (
         type(first) in _PLAIN
         and type(second) in _PLAIN
-        and not (_dispatch_modes() or _profiling() or _includes_key(_PRE_DISPATCH))
+        and not (_dispatch_modes() or _function_modes() or _profiling() or _includes_key(_PRE_DISPATCH))
         and _tracing() is None
     )
 
@@ -78,6 +81,17 @@ def _packed(sizes: tuple[int, ...] | None, window: tuple[Any, ...]) -> tuple[int
     return None if None in packed else tuple(packed)  # type: ignore[arg-type]
 
 
+def _run(op: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """A packed op, on operands of which nobody wants a gradient here."""
+    if not _grad_enabled():
+        return op(*arguments)
+    _set_grad_enabled(False)
+    try:
+        return op(*arguments)
+    finally:
+        _set_grad_enabled(True)
+
+
 def _packed_if_unseen(first: Tensor, second: Tensor, sizes: Any, window: tuple[Any, ...]) -> tuple[int, ...] | None:
     if not _unseen(first, second):
         return None
@@ -92,7 +106,7 @@ def conv(input: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Te
     packed = _packed_if_unseen(input, weight, None, window)
     if packed is not None:
         try:
-            return _conv_packed(input, weight, bias, *packed)
+            return _run(_conv_packed, input, weight, bias, *packed)
         except NotImplementedError:  # neither CPU nor CUDA: meta, sparse, ...
             pass
     return call(_ops.conv, input, weight, bias, *window)
@@ -102,7 +116,7 @@ def conv_input_grad(grad_output: Tensor, weight: Tensor, bias: Tensor | None, in
     packed = _packed_if_unseen(grad_output, weight, input_size, window)
     if packed is not None:
         try:
-            return _conv_input_grad_packed(grad_output, weight, bias, *packed)
+            return _run(_conv_input_grad_packed, grad_output, weight, bias, *packed)
         except NotImplementedError:
             pass
     return call(_ops.conv_input_grad, grad_output, weight, bias, input_size, *window)
@@ -112,7 +126,7 @@ def conv_weight_grad(grad_output: Tensor, input: Tensor, kernel_size: Any, *wind
     packed = _packed_if_unseen(grad_output, input, kernel_size, window)
     if packed is not None:
         try:
-            return _conv_weight_grad_packed(grad_output, input, *packed)
+            return _run(_conv_weight_grad_packed, grad_output, input, *packed)
         except NotImplementedError:
             pass
     return call(_ops.conv_weight_grad, grad_output, input, kernel_size, *window)
