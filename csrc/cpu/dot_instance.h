@@ -52,12 +52,27 @@ UNFOLDCONV_INLINE Vector<Sum> add_lanes(Vector<Sum> (&values)[kLanes<Sum>]) {
   return values[0];
 }
 
+// sum[i][j] += a[i][k] * b[j * b_step + k] for a vector of terms, or the `tail` of one that is not 0.
+template <int Rows, int Columns, class T, class V>
+UNFOLDCONV_INLINE void add_terms(V (&sum)[Rows][Columns], const T* const (&a)[Rows], const T* b, int64_t b_step,
+                                 int64_t k, int tail) {
+  decltype(load_row(b)) column[Columns];
+#pragma GCC unroll 8
+  for (int j = 0; j < Columns; ++j)
+    column[j] = tail ? load_first(b + j * b_step + k, tail) : load_row(b + j * b_step + k);
+#pragma GCC unroll 8
+  for (int i = 0; i < Rows; ++i) {
+    const auto row = tail ? load_first(a[i] + k, tail) : load_row(a[i] + k);
+#pragma GCC unroll 8
+    for (int j = 0; j < Columns; ++j) sum[i][j] = multiply_add_lanes(row, column[j], sum[i][j]);
+  }
+}
+
 template <class T, int Columns>
 void dots(const TileArguments<T>& arguments, int rows) {
   using Sum = typename SumOf<T>::type;
   constexpr int lanes = kLanes<Sum>;
   constexpr int dot_count = dot_rows<Sum, Columns>();
-  const int64_t b_step = arguments.b_step;
   for (int first = 0; first < rows; first += dot_count) {
     Vector<Sum> sum[dot_count][Columns] = {};
     for (const Run<T>*run = arguments.runs, *end = run + arguments.run_count; run != end; ++run) {
@@ -65,24 +80,9 @@ void dots(const TileArguments<T>& arguments, int rows) {
 #pragma GCC unroll 8
       for (int i = 0; i < dot_count; ++i) a[i] = run->a[first + i < rows ? first + i : rows - 1];
       const T* const b = arguments.b + run->b;
-      const int64_t length = run->length, whole = length / lanes * lanes;
-      const auto add = [&](int64_t k, auto load_terms) UNFOLDCONV_INLINE_LAMBDA {
-        decltype(load_row(b)) column[Columns];
-#pragma GCC unroll 8
-        for (int j = 0; j < Columns; ++j) column[j] = load_terms(b + j * b_step + k);
-#pragma GCC unroll 8
-        for (int i = 0; i < dot_count; ++i) {
-          const auto row = load_terms(a[i] + k);
-#pragma GCC unroll 8
-          for (int j = 0; j < Columns; ++j) sum[i][j] = multiply_add_lanes(row, column[j], sum[i][j]);
-        }
-      };
-      for (int64_t k = 0; k < whole; k += lanes)
-        add(k, [](const T* from) UNFOLDCONV_INLINE_LAMBDA { return load_row(from); });
-      if (whole < length) {
-        const int tail = static_cast<int>(length - whole);
-        add(whole, [tail](const T* from) UNFOLDCONV_INLINE_LAMBDA { return load_first(from, tail); });
-      }
+      int64_t k = 0;
+      for (; k + lanes <= run->length; k += lanes) add_terms(sum, a, b, arguments.b_step, k, 0);
+      if (k < run->length) add_terms(sum, a, b, arguments.b_step, k, static_cast<int>(run->length - k));
     }
     // The sums as lanes of as few vectors as hold them.
     constexpr int sums = dot_count * Columns, vectors = (sums + lanes - 1) / lanes;
@@ -90,9 +90,9 @@ void dots(const TileArguments<T>& arguments, int rows) {
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; ++v) {
       Vector<Sum> values[lanes] = {};
+      const int count = sums - v * lanes < lanes ? sums - v * lanes : lanes;
 #pragma GCC unroll 16
-      for (int i = 0; i < lanes && v * lanes + i < sums; ++i)
-        values[i] = sum[(v * lanes + i) / Columns][(v * lanes + i) % Columns];
+      for (int i = 0; i < count; ++i) values[i] = sum[(v * lanes + i) / Columns][(v * lanes + i) % Columns];
       store(total + v * lanes, add_lanes<Sum>(values));
     }
     for (int i = 0; i < dot_count && first + i < rows; ++i)

@@ -298,6 +298,8 @@ UNFOLDCONV_INLINE void transpose_square(Vector<T> (&rows)[kLanes<T>]) {
 template <class T, class From>
 constexpr bool kMovesLines = __is_same(T, From) || __is_same(T, Pair);
 
+constexpr int64_t kAheadBytes = 256;
+
 template <class T, class From>
 void transpose(const TransposeArguments<From>& arguments, T* to, int64_t to_step) {
   using Sum = typename SumOf<T>::type;  // as wide as T
@@ -317,6 +319,8 @@ void transpose(const TransposeArguments<From>& arguments, T* to, int64_t to_step
 #pragma GCC unroll 16
         for (int i = 0; i < lanes; ++i) {
           const From* const row = from + (lane + i) * lane_stride + term * halves;
+          // Rows may be pages apart, where no hardware fetches ahead: what the next call may want.
+          __builtin_prefetch(row + kAheadBytes / sizeof(From));
           if constexpr (kMovesLines<T, From>)
             __builtin_memcpy(&rows[i], row, kVectorBytes);
           else

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 
 #include "../allocation.h"
@@ -43,16 +44,18 @@ class Carver {
   int64_t bytes_ = 0;
 };
 
-// body(task, buffers) for every task in [0, tasks). Each thread has buffers of its own, which carve(Carver&) returns.
+// body(task, buffers) for every task in [0, tasks). Each thread has buffers of its own, which carve(Carver&) returns,
+// and takes one task after the other, because they are not of one size.
 template <class Carve, class Body>
 void run_tasks(int64_t tasks, bool serial, const Tensor& like, const Carve& carve, const Body& body) {
-  const auto run = [&](int64_t begin, int64_t end) {
+  std::atomic<int64_t> next{0};
+  const auto run = [&](int64_t, int64_t) {
     Carver count;
     carve(count);
     const Tensor memory = allocate_bytes(count.bytes(), like);
     Carver carver(memory);
     const auto buffers = carve(carver);
-    for (int64_t task = begin; task < end; ++task) body(task, buffers);
+    for (int64_t task = next++; task < tasks; task = next++) body(task, buffers);
   };
   if (serial || tasks == 1)
     run(0, tasks);

@@ -13,14 +13,15 @@
 namespace unfoldconv::cpu {
 namespace {
 
-constexpr int64_t kChunkSegments = 4;   // of positions that are multiplied at a time
-constexpr int64_t kBlockPatches = 256;  // channels and taps of a task, at most
-constexpr int64_t kLeastPatches = 96;   // fewer are not worth transposing grad_output for
-constexpr int64_t kBlockPanels = 8;     // of rows of a task
+constexpr int64_t kChunkSegments = 4;    // of positions that are multiplied at a time, at most
+constexpr int64_t kChunkPatches = 1024;  // channels and taps of a task times those segments, at most
+constexpr int64_t kLeastPatches = 96;    // fewer are not worth transposing grad_output for
+constexpr int64_t kBlockPanels = 8;      // of rows of a task
 
 // How a problem is cut up.
 struct Plan {
   int64_t segment, segments;  // positions, counted over all images, that are gathered at a time
+  int64_t chunk_segments;
   int64_t patches, block_patches, patch_blocks;
   int64_t rows, panel_rows, panels, block_panels, panel_blocks;
   int64_t split, splits;  // segments that a task sums
@@ -42,26 +43,29 @@ Plan plan_of(const Terms& terms, const WeightSums<Rank>& problem) {
   plan.panel_rows = std::min(terms.most_lanes(), terms.width(plan.rows));
   plan.panels = ceil_div(plan.rows, plan.panel_rows);
 
-  const int64_t panel_bytes = kBlockPatches * plan.panel_rows * static_cast<int64_t>(sizeof(Sum));
-  int64_t most_panels = std::clamp<int64_t>(limit / 4 / panel_bytes, 1, kBlockPanels);
+  // What is gathered is multiplied by one panel after the other. For a single panel a task takes more patches, because
+  // each of its kind transposes grad_output again.
+  plan.chunk_segments = plan.panels == 1 ? kChunkSegments / 2 : kChunkSegments;
+  const int64_t chunk_bytes = plan.segment * plan.chunk_segments * static_cast<int64_t>(sizeof(typename Terms::T));
+  const int64_t most_patches =
+      std::max<int64_t>(1, std::min(kChunkPatches / plan.chunk_segments, limit / 8 / chunk_bytes) / tile_rows) *
+      tile_rows;
+  const int64_t panel_bytes = most_patches * plan.panel_rows * static_cast<int64_t>(sizeof(Sum));
+  const int64_t most_panels = std::clamp<int64_t>(limit / 4 / panel_bytes, 1, kBlockPanels);
   plan.panel_blocks = ceil_div(plan.panels, most_panels);
   plan.block_panels = ceil_div(plan.panels, plan.panel_blocks);
-  // More tasks by smaller blocks first, then by sums over fewer images.
-  const int64_t most_patches = std::max<int64_t>(
-      tile_rows,
-      std::min(kBlockPatches, limit / 8 / (plan.segment * kChunkSegments * int64_t{sizeof(typename Terms::T)})) /
-          tile_rows * tile_rows);
+  // More tasks by sums over fewer images first, then by smaller blocks.
   const int64_t blocks = problem.groups() * plan.panel_blocks;
-  const int64_t wanted =
-      std::min(ceil_div(kTasksPerProblem, blocks), std::max<int64_t>(1, plan.patches / kLeastPatches));
-  plan.patch_blocks = std::max(ceil_div(plan.patches, most_patches), wanted);
-  plan.block_patches = round_up(ceil_div(plan.patches, plan.patch_blocks), tile_rows);
-  plan.patch_blocks = ceil_div(plan.patches, plan.block_patches);
-  plan.block_sums = plan.block_panels * plan.block_patches * plan.panel_rows;
+  plan.patch_blocks = ceil_div(plan.patches, most_patches);
   const int64_t weight_bytes = problem.groups() * plan.rows * plan.patches * static_cast<int64_t>(sizeof(Sum));
   const int64_t most_splits = std::clamp<int64_t>(limit / 2 / std::max<int64_t>(1, weight_bytes), 1,
-                                                  ceil_div(plan.segments, 2 * kChunkSegments));
+                                                  ceil_div(plan.segments, 2 * plan.chunk_segments));
   plan.splits = std::min(most_splits, ceil_div(kTasksPerProblem, blocks * plan.patch_blocks));
+  const int64_t wanted =
+      std::min(ceil_div(kTasksPerProblem, blocks * plan.splits), std::max<int64_t>(1, plan.patches / kLeastPatches));
+  plan.block_patches = round_up(ceil_div(plan.patches, std::max(plan.patch_blocks, wanted)), tile_rows);
+  plan.patch_blocks = ceil_div(plan.patches, plan.block_patches);
+  plan.block_sums = plan.block_panels * plan.block_patches * plan.panel_rows;
   plan.split = ceil_div(plan.segments, plan.splits);
   plan.splits = ceil_div(plan.segments, plan.split);
   return plan;
@@ -135,14 +139,14 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
   const int64_t positions = problem.batch() * geometry.position_numel();
   const int64_t segment_terms = plan.segment / Terms::kHalves;
   const auto carve = [&](Carver& carver) {
-    return Buffers<Terms, Rank>{carver.take<T>(kChunkSegments * plan.block_patches * segment_terms),
-                                carver.take<T>(kChunkSegments * segment_terms * plan.panel_rows),
+    return Buffers<Terms, Rank>{carver.take<T>(plan.chunk_segments * plan.block_patches * segment_terms),
+                                carver.take<T>(plan.chunk_segments * segment_terms * plan.panel_rows),
                                 carver.take<Sum>(plan.block_sums),
                                 carver.take<Sum>(plan.panel_rows * plan.block_patches),
-                                carver.take<PositionPiece<Rank>>(kChunkSegments * plan.tap_pieces),
+                                carver.take<PositionPiece<Rank>>(plan.chunk_segments * plan.tap_pieces),
                                 carver.take<TapPieces>(taps),
                                 carver.take<Piece>(taps * plan.tap_pieces),
-                                carver.take<Run<T>>(kChunkSegments)};
+                                carver.take<Run<T>>(plan.chunk_segments)};
   };
   Carver count;
   carve(count);
@@ -178,8 +182,8 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
     const int64_t split = task / plan.patch_blocks / plan.panel_blocks / groups;
     const int64_t first_segment = split * plan.split, end_segment = std::min(plan.segments, first_segment + plan.split);
 
-    for (int64_t segment = first_segment; segment < end_segment; segment += kChunkSegments) {
-      const int64_t segments = std::min(kChunkSegments, end_segment - segment);
+    for (int64_t segment = first_segment; segment < end_segment; segment += plan.chunk_segments) {
+      const int64_t segments = std::min(plan.chunk_segments, end_segment - segment);
       int pieces[kChunkSegments];
       const T* run_rows[kChunkSegments][kMostTileRows<T>];
       for (int64_t s = 0; s < segments; ++s) {
