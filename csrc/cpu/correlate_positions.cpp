@@ -13,6 +13,7 @@ namespace {
 // Of a panel chunk: a good part of a second-level cache.
 constexpr int64_t kPanelBytes = 256 << 10;
 constexpr int64_t kPackedRows = 32;
+constexpr int64_t kGatherRows = 16;  // gathering a panel takes as long as multiplying it by so many rows
 
 // Rows of a weight as lines of terms, channels first and then taps: where they lie, or packed.
 template <class Terms>
@@ -93,6 +94,19 @@ struct Plan {
   int64_t tap_pieces;  // at most, of one tap
 };
 
+// Into how many parts, at most `most`, the rows of `panels` panels are best cut: more of them keep threads busier, but
+// each gathers its panel again. No result depends on it, so it may follow the number of threads.
+int64_t parts_of_rows(int64_t panels, int64_t rows, int64_t most) {
+  const int64_t threads = torch::stable::get_num_threads();
+  int64_t best = 1;
+  double least = 0;
+  for (int64_t parts = 1; parts <= most; ++parts) {
+    const double time = ceil_div(panels * parts, threads) * (1. * rows / parts + kGatherRows);
+    if (parts == 1 || time < least) least = time, best = parts;
+  }
+  return best;
+}
+
 template <class Terms, int Rank>
 Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
   const auto& [count, stride, axis_stride] = problem.outputs[0].layout;
@@ -115,7 +129,7 @@ Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
   plan.group_blocks = ceil_div(count[1], plan.block_groups);
   const int64_t tiles = ceil_div(plan.rows, terms.tiles.rows);
   int64_t parts =
-      std::clamp<int64_t>(ceil_div(kTasksPerProblem, plan.panels * plan.group_blocks), 1, ceil_div(tiles, 4));
+      parts_of_rows(plan.panels * plan.group_blocks, plan.rows, std::min(kTasksPerProblem, ceil_div(tiles, 4)));
   if (plan.chunks > 1) {
     const int64_t tile_bytes = terms.tiles.rows * plan.panel_lanes * sizeof(typename Terms::Sum);
     parts = std::max(parts, ceil_div(tiles, std::max<int64_t>(1, limit / 4 / tile_bytes)));

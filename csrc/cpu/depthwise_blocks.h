@@ -9,12 +9,12 @@
 #include "depthwise_boxes.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "tasks.h"
 
 namespace unfoldconv::cpu {
 
 constexpr int64_t kCacheBytes = 512 * 1024;      // of a thread, that a task's buffers may fill
 constexpr int64_t kPieceBytes = 256;             // of a tensor, that are read or written side by side
-constexpr int64_t kTasksPerProblem = 16;         // a problem is cut into at least about this many tasks
 constexpr int64_t kSerialProducts = 250 * 1000;  // below this a second thread costs more than it brings
 
 inline ScalarType sum_dtype(ScalarType dtype) { return is_16bit_float(dtype) ? ScalarType::Float : dtype; }
