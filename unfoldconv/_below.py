@@ -21,7 +21,7 @@ _conv_packed: Callable[..., Tensor] = _namespace._conv_packed.default
 _conv_input_grad_packed: Callable[..., Tensor] = _namespace._conv_input_grad_packed.default
 _conv_weight_grad_packed: Callable[..., Tensor] = _namespace._conv_weight_grad_packed.default
 
-# A guard around the call would cost a microsecond. So the packed ops record no gradient, and refuse to run in grad mode.
+# A guard around the call would cost a microsecond. So the packed ops record no gradient, and refuse grad mode.
 _library = torch.library.Library(NAMESPACE, "IMPL")
 for _name in ("conv", "conv_input_grad", "conv_weight_grad"):
     _library.impl(f"_{_name}_packed", torch.library.fallthrough_kernel, "Autograd")
