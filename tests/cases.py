@@ -234,11 +234,25 @@ def _sliced(tensor: Tensor) -> Tensor:
     return view
 
 
-# Each keeps the shape; `expanded` changes the values, so compute what is expected from the result.
+def _uniform(tensor: Tensor) -> Tensor:
+    """One number everywhere, which is how the gradient of a sum begins: every stride is 0."""
+    return tensor.contiguous().as_strided(tensor.shape, [0] * tensor.dim())
+
+
+def _spread(tensor: Tensor) -> Tensor:
+    """Every third element of a longer last axis."""
+    long = torch.repeat_interleave(tensor, 3, -1)
+    long[..., 1::3] = long[..., 2::3] = 9
+    return long[..., ::3]
+
+
+# Each keeps the shape; `expanded` and `uniform` change the values, so compute what is expected from the result.
 MEMORY_FORMATS: dict[str, Callable[[Tensor], Tensor]] = {
     "contiguous": torch.Tensor.contiguous,
     "channels_last": channels_last,
     "permuted": _permuted,
     "expanded": _expanded,
     "sliced": _sliced,
+    "uniform": _uniform,
+    "spread": _spread,
 }

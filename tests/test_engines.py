@@ -60,8 +60,9 @@ def test_every_instruction_set(case: Case, name: str, isas: list[str]) -> None:
 @each_computation
 @pytest.mark.parametrize("case", PATH_CASES, ids=lambda case: case.name)
 def test_other_memory_formats(case: Case, name: str) -> None:
-    """Expanded, sliced and permuted operands, and a bias with gaps. test_convolution.py has the other cases."""
-    for dtype, memory_format in itertools.product((torch.float32, torch.bfloat16), ("permuted", "expanded", "sliced")):
+    """Operands with other strides, and a bias with gaps. test_convolution.py has the other cases."""
+    formats = [name for name in MEMORY_FORMATS if name not in ("contiguous", "channels_last")]
+    for dtype, memory_format in itertools.product((torch.float32, torch.bfloat16), formats):
         first, second, bias = operands(name, case, dtype, "cpu")
         bias = None if bias is None else MEMORY_FORMATS["sliced"](bias)
         arrange = MEMORY_FORMATS[memory_format]
@@ -115,8 +116,6 @@ def test_infinities_and_nan(case: Case, name: str, operand: int, isas: list[str]
 DRAWS = 4
 # What our error may be, in those of torch's.
 FACTOR = 1.5
-# Short of that, with float32 alone: this was 1.62 with AVX-512, and must not become worse.
-SHORT_OF_IT = {("conv", "dilated-2d"): 1.75}
 
 
 def torchs(name: str, case: Case, first: Tensor, second: Tensor) -> Tensor:
@@ -149,8 +148,7 @@ def test_errors_are_not_above_torchs(case: Case, name: str) -> None:
             errors = [float((wide(result) - exact).abs().max()) for result in results]
             error, torch_error, rounding = map(max, (error, torch_error, rounding), errors)
         what = f"{dtype}, {arrange.__name__}: {error} beside {torch_error} of torch's and {rounding} of rounding"
-        factor = SHORT_OF_IT.get((name, case.name), FACTOR) if dtype == torch.float32 else FACTOR
-        assert error <= factor * max(torch_error, rounding), what
+        assert error <= FACTOR * max(torch_error, rounding), what
 
 
 # --- the choice of the instruction set --------------------------------------------------------------------------------

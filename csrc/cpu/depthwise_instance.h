@@ -16,7 +16,7 @@ constexpr int kMostSumsAnyStep = 4;
 constexpr int kLeastSumsOfKnownTaps = 7;
 // Terms of a weight gradient that are summed up by themselves first: errors grow with the number that are added one by
 // one.
-constexpr int64_t kTermsOfSum = 64;
+constexpr int64_t kTermsOfSum = 32;
 
 UNFOLDCONV_INLINE constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 UNFOLDCONV_INLINE constexpr int64_t greatest(int64_t a, int64_t b) { return a > b ? a : b; }

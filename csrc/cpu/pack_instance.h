@@ -42,7 +42,7 @@ UNFOLDCONV_INLINE auto gather_piece(const From* from, int64_t step, const Piece&
   if constexpr (sizeof(From) <= 4) {
     if (step == 2) return load_even_lanes(source, piece.begin, piece.end);
 #if UNFOLDCONV_VECTOR_BYTES == 64
-    if (step <= kMostStep) return load_stepped_lanes(source, step, piece.begin, piece.end);
+    if (step > 0 && step <= kMostStep) return load_stepped_lanes(source, step, piece.begin, piece.end);
 #endif
   }
   alignas(kVectorBytes) Lane lanes[kLanes<Lane>] = {};

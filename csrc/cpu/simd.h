@@ -120,7 +120,7 @@ UNFOLDCONV_INLINE Vector<uint32_t> load_even_lanes(const uint16_t* from, int beg
 #endif
 }
 
-// Lanes [begin, end) of every step-th element, for steps up to kMostStep: lane i is from[step * i].
+// Lanes [begin, end) of every step-th element, for steps from 1 up to kMostStep: lane i is from[step * i].
 #if UNFOLDCONV_VECTOR_BYTES == 64
 constexpr int64_t kMostStep = 4;
 
