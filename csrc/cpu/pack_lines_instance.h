@@ -1,0 +1,272 @@
+// The functions of pack_kernels.h that move lines and transpose. Needs the element loads of pack_instance.h.
+namespace unfoldconv::cpu::UNFOLDCONV_ISA {
+namespace {
+
+// --- lines -----------------------------------------------------------------------------------------------------------
+
+template <class T, class From>
+void pack_line(const From* from, int64_t step, T* to, int64_t count) {
+  if constexpr (__is_same(T, Pair)) {
+    auto* bits = reinterpret_cast<uint16_t*>(to);
+    if (step == 1)
+      __builtin_memcpy(bits, from, count * sizeof *bits);
+    else
+      for (int64_t i = 0; i < count; ++i) bits[i] = bits_of(from)[i * step];
+    if (count % 2) bits[count] = 0;
+  } else {
+    int64_t i = 0;
+    if (step == 1) {
+      constexpr int lanes = kLanes<T>;
+      for (; i + lanes <= count; i += lanes) {
+        if constexpr (__is_same(T, From))
+          store(to + i, load(from + i));
+        else
+          store(to + i, widen(from + i));
+      }
+    }
+    for (; i < count; ++i) to[i] = static_cast<T>(from[i * step]);
+  }
+}
+
+// Elements [0, count) of a vector, 0 beyond, as they stand in a line of T.
+template <class T, class From>
+UNFOLDCONV_INLINE void put_elements(const From* from, int count, void* to) {
+  if constexpr (__is_same(T, Pair)) {
+    const auto bits = load_halves(bits_of(from), count);
+    __builtin_memcpy(to, &bits, sizeof bits);
+  } else {
+    const auto raw = load_lanes(Raw<From>::pointer(from), 0, count);
+    if constexpr (__is_same(T, From))
+      store(static_cast<T*>(to), raw);
+    else
+      store(static_cast<T*>(to), widen_bits(raw, From{}));
+  }
+}
+
+template <class T, class From>
+void pack_lines(const LinesArguments<From>& arguments, T* lines) {
+  // Whole vectors are written, in ascending order, so that each row overwrites what the one before wrote too much.
+  constexpr int elements = __is_same(T, Pair) ? 2 * kLanes<float> : kLanes<T>;
+  constexpr int64_t size = __is_same(T, Pair) ? 2 : sizeof(T);
+  const auto [from, step, count, row_offset, rows, row_length, pitch] = arguments;
+  char* to = reinterpret_cast<char*>(lines);
+  for (int64_t i = 0; i < count; ++i, to += pitch * size)
+    for (int64_t row = 0; row < rows; ++row) {
+      const From* const source = from + i * step + row_offset[row];
+      char* const target = to + row * row_length * size;
+      int64_t j = 0;
+      for (; j + elements < row_length; j += elements) put_elements<T, From>(source + j, elements, target + j * size);
+      put_elements<T, From>(source + j, static_cast<int>(row_length - j), target + j * size);
+    }
+}
+
+template <class T, class From>
+void store_line(const typename SumOf<T>::type* from, From* to, int64_t step, int64_t count) {
+  using Sum = typename SumOf<T>::type;
+  constexpr int lanes = kLanes<Sum>;
+  int64_t i = 0;
+  if (step == 1) {
+    for (; i + lanes <= count; i += lanes) {
+      if constexpr (__is_same(Sum, From))
+        store(to + i, load(from + i));
+      else
+        narrow(load(from + i), to + i);
+    }
+    if constexpr (__is_same(Sum, From)) {
+      if (i < count) store_lanes(to + i, load_lanes(from + i, 0, count - i), count - i);
+      return;
+    }
+  }
+  for (; i < count; ++i) to[i * step] = static_cast<From>(from[i]);
+}
+
+// --- transposes ------------------------------------------------------------------------------------------------------
+
+// rows[i][j] <-> rows[j][i]
+template <class T>
+UNFOLDCONV_INLINE void transpose_square(Vector<T> (&rows)[kLanes<T>]) {
+  constexpr int lanes = kLanes<T>;
+#define UNFOLDCONV_EXCHANGE(DISTANCE)                                                 \
+  if constexpr (DISTANCE < lanes) {                                                   \
+    _Pragma("GCC unroll 16") for (int i = 0; i < lanes; ++i) if ((i & DISTANCE) == 0) \
+        exchange<DISTANCE, Vector<T>, lanes>(rows[i], rows[i + DISTANCE]);            \
+  }
+  UNFOLDCONV_EXCHANGE(1)
+  UNFOLDCONV_EXCHANGE(2)
+  UNFOLDCONV_EXCHANGE(4)
+  UNFOLDCONV_EXCHANGE(8)
+#undef UNFOLDCONV_EXCHANGE
+}
+
+// Elements as wide as those of the result, for which a line of From is one of T.
+template <class T, class From>
+constexpr bool kMovesLines = __is_same(T, From) || __is_same(T, Pair);
+
+constexpr int64_t kAheadBytes = 256;
+
+template <class T, class From>
+void transpose(const TransposeArguments<From>& arguments, T* to, int64_t to_step) {
+  using Sum = typename SumOf<T>::type;  // as wide as T
+  constexpr int lanes = kLanes<Sum>;
+  const auto& [from, lane_stride, term_stride, lane_count, terms, width, period] = arguments;
+  constexpr int halves = __is_same(T, Pair) ? 2 : 1;
+  const auto row_of = [&](int64_t term) {
+    return to + (period == 1 ? term : term % period * (terms / period) + term / period) * to_step;
+  };
+  int64_t lane = 0;
+  if (term_stride == 1) {
+    // Squares of lanes x lanes through registers.
+    for (; lane + lanes <= lane_count; lane += lanes) {
+      int64_t term = 0;
+      for (; term + lanes <= terms; term += lanes) {
+        Vector<Sum> rows[lanes];
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes; ++i) {
+          const From* const row = from + (lane + i) * lane_stride + term * halves;
+          // Rows may be pages apart, where no hardware fetches ahead: what the next call may want.
+          __builtin_prefetch(row + kAheadBytes / sizeof(From));
+          if constexpr (kMovesLines<T, From>)
+            __builtin_memcpy(&rows[i], row, kVectorBytes);
+          else
+            rows[i] = widen(row);
+        }
+        transpose_square<Sum>(rows);
+#pragma GCC unroll 16
+        for (int i = 0; i < lanes; ++i) __builtin_memcpy(row_of(term + i) + lane, &rows[i], kVectorBytes);
+      }
+      for (; term < terms; ++term)
+        for (int i = 0; i < lanes; ++i) {
+          const From* const element = from + (lane + i) * lane_stride + term * halves;
+          if constexpr (__is_same(T, Pair))
+            row_of(term)[lane + i] = {bits_of(element)[0], bits_of(element)[1]};
+          else
+            row_of(term)[lane + i] = static_cast<T>(*element);
+        }
+    }
+  }
+  for (int64_t term = 0; term < terms; ++term) {
+    T* const row = row_of(term);
+    const From* const source = from + term * halves * term_stride;
+    int64_t i = lane;
+    if constexpr (!__is_same(T, Pair)) {
+      if (lane_stride == 1) {
+        pack_line<T, From>(source + i, 1, row + i, lane_count - i);
+        i = lane_count;
+      }
+    }
+    for (; i < lane_count; ++i) {
+      if constexpr (__is_same(T, Pair))
+        row[i] = {bits_of(source)[i * lane_stride], bits_of(source)[i * lane_stride + term_stride]};
+      else
+        row[i] = static_cast<T>(source[i * lane_stride]);
+    }
+    for (; i < width; ++i) row[i] = T{};
+  }
+}
+
+// --- weights as lines ------------------------------------------------------------------------------------------------
+
+// The elements of T, and where they go.
+template <class T>
+struct ElementOf {
+  using type = T;
+};
+template <>
+struct ElementOf<Pair> {
+  using type = uint16_t;
+};
+
+// Writes a vector of elements as they stood in memory.
+template <class From, class Element>
+UNFOLDCONV_INLINE void put_raw(Vector<typename Raw<From>::Lane> raw, Element* to) {
+  if constexpr (__is_same(Element, uint16_t)) {
+    typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));
+    const Half16 bits = __builtin_convertvector(raw, Half16);
+    __builtin_memcpy(to, &bits, sizeof bits);
+  } else if constexpr (__is_same(Element, From)) {
+    store(to, raw);
+  } else {
+    store(to, widen_bits(raw, From{}));
+  }
+}
+
+template <class From, class Element>
+UNFOLDCONV_INLINE void put_element(const From* from, Element* to) {
+  if constexpr (__is_same(Element, uint16_t))
+    *to = *bits_of(from);
+  else
+    *to = static_cast<Element>(*from);
+}
+
+template <class T, class From>
+void pack_taps(const TapsArguments<From>& arguments, T* lines) {
+  using Element = typename ElementOf<T>::type;
+  using Lane = typename Raw<From>::Lane;
+  using Index = std::conditional_t<sizeof(Lane) == 4, int32_t, int64_t>;
+  constexpr int lanes = kLanes<Lane>;
+  const auto& [from, row_stride, rows, channel_stride, channels, offset, taps, line_taps, pitch] = arguments;
+  auto* const to = reinterpret_cast<Element*>(lines);
+  // The taps that one vector holds, all or those of a line, and how far apart they lie in memory.
+  int64_t part = taps, low = 0, high = 0;
+  const auto measure = [&] {
+    low = high = offset[0];
+    for (int64_t tap = 1; tap < part; ++tap) {
+      low = offset[tap] < low ? offset[tap] : low;
+      high = offset[tap] > high ? offset[tap] : high;
+    }
+  };
+  measure();
+  if (high - low >= lanes) {
+    part = line_taps;
+    measure();
+  }
+  if (high - low >= lanes || part > lanes) {
+    for (int64_t channel = 0; channel < channels; ++channel)
+      for (int64_t row = 0; row < rows; ++row)
+        for (int64_t tap = 0; tap < taps; ++tap)
+          put_element(from + row * row_stride + channel * channel_stride + offset[tap],
+                      to + row * pitch + channel * taps + tap);
+    return;
+  }
+  typedef Index Mask __attribute__((vector_size(kVectorBytes)));
+  Mask index{};
+  for (int64_t tap = 0; tap < part; ++tap) index[tap] = static_cast<Index>(offset[tap] - low);
+  const int span = static_cast<int>(high - low + 1);
+  // Whole vectors are written, in ascending order along each line. Channels may be pages apart, where no hardware
+  // fetches ahead.
+  const int64_t ahead = kChannels * channel_stride;
+  for (int64_t channel = 0; channel < channels; ++channel)
+    for (int64_t tap = 0; tap < taps; tap += part) {
+      const auto* source = Raw<From>::pointer(from) + channel * channel_stride + offset[tap] - offset[0] + low;
+      Element* target = to + channel * taps + tap;
+      for (int64_t row = 0; row < rows; ++row, source += row_stride, target += pitch) {
+        if (channel + kChannels < channels) __builtin_prefetch(source + ahead);
+        put_raw<From>(__builtin_shuffle(load_lanes(source, 0, span), index), target);
+      }
+    }
+}
+
+template <class T, class From>
+void turn(const From* from, int64_t step, int64_t rows, int64_t count, T* lines, int64_t pitch) {
+  using Element = typename ElementOf<T>::type;
+  using Lane = typename Raw<From>::Lane;
+  constexpr int lanes = kLanes<Lane>;
+  auto* const to = reinterpret_cast<Element*>(lines);
+  for (int64_t row = 0; row < rows; row += lanes) {
+    const int square = static_cast<int>(rows - row < lanes ? rows - row : lanes);
+    int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) {
+      const auto* const source = Raw<From>::pointer(from) + row + i * step;
+      Vector<Lane> block[lanes];
+#pragma GCC unroll 16
+      for (int j = 0; j < lanes; ++j) block[j] = load_lanes(source + j * step, 0, square);
+      transpose_square<Lane>(block);
+      for (int j = 0; j < square; ++j) put_raw<From>(block[j], to + (row + j) * pitch + i);
+    }
+    for (; i < count; ++i)
+      for (int j = 0; j < square; ++j) put_element(from + row + j + i * step, to + (row + j) * pitch + i);
+  }
+}
+
+}  // namespace
+}  // namespace unfoldconv::cpu::UNFOLDCONV_ISA
