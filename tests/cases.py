@@ -256,3 +256,5 @@ MEMORY_FORMATS: dict[str, Callable[[Tensor], Tensor]] = {
     "uniform": _uniform,
     "spread": _spread,
 }
+# Those in which every element has memory of its own, as a result must have.
+RESULT_FORMATS = {name: form for name, form in MEMORY_FORMATS.items() if name not in ("expanded", "uniform")}

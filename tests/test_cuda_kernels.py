@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cases import CASES, MEMORY_FORMATS, Case, channels_last, random_tensor
+from cases import CASES, MEMORY_FORMATS, RESULT_FORMATS, Case, channels_last, random_tensor
 from compare import assert_same_bits
 from emulator.build import load
 from emulator.kernels import (
@@ -191,8 +191,7 @@ def test_store(shape: tuple[int, ...], order: tuple[str, int]) -> None:
     planes, positions = math.prod(shape[:2]), math.prod(shape[2:])
     bias = random_tensor((shape[1],), torch.float32)
     ranges = [(0, positions), (0, 1), (3, positions - 3), (positions - 4, 3), (2, 0)]
-    formats = {name: value for name, value in MEMORY_FORMATS.items() if name != "expanded"}
-    for (first, count), (name, to_format), index in itertools.product(ranges, formats.items(), INDEX_LIMITS):
+    for (first, count), (name, to_format), index in itertools.product(ranges, RESULT_FORMATS.items(), INDEX_LIMITS):
         load().set_limits(index=INDEX_LIMITS[index], blocks=MOST)
         values = random_tensor((planes, count), torch.float32)
         output = to_format(random_tensor(shape, torch.float32))
