@@ -3,6 +3,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <initializer_list>
 #include <sstream>
 #include <string>
@@ -106,8 +107,9 @@ Geometry<Rank> make_geometry(const int64_t* image, const Window& window) {
     geometry.image[axis] = size;
     geometry.positions[axis] = (padded - span) / stride + 1;
     geometry.kernel[axis] = kernel;
-    geometry.stride[axis] = stride;
-    geometry.dilation[axis] = dilation;
+    // With one position or one tap, what lies between two may be any number: no larger one than others have.
+    geometry.stride[axis] = geometry.positions[axis] > 1 ? stride : std::min(stride, std::max(span, size + low));
+    geometry.dilation[axis] = kernel > 1 ? dilation : 1;
     geometry.padding_low[axis] = low;
   }
   int64_t taps = 1, positions = 1;

@@ -15,7 +15,7 @@ namespace {
 template <int Rank>
 void correlate(const Place& place, const Correlation<Rank>& problem) {
   if (problem.batch() * problem.groups() * problem.rows() * problem.geometry.position_numel() == 0) return;
-  if (!place.cuda && cpu::correlate<Rank>(problem)) return;
+  if (!place.cuda && !reaches_far(problem.geometry) && cpu::correlate<Rank>(problem)) return;
   correlate_by_columns<Rank>(place, problem);
 }
 
@@ -48,7 +48,7 @@ template <int Rank>
 bool use_depthwise(const Place& place, const Planes<Rank>& image, const Planes<Rank>& output, const Tensor* weight,
                    const Geometry<Rank>& geometry) {
   const bool one = image.layout.count[2] == 1;
-  return !place.cuda && may_use(one ? Engine::depthwise : Engine::grouped) &&
+  return !place.cuda && !reaches_far(geometry) && may_use(one ? Engine::depthwise : Engine::grouped) &&
          (!one || weight == nullptr || contiguous_taps(*weight)) && cpu::depthwise_takes(image, output, geometry);
 }
 
@@ -131,7 +131,7 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
   if (use_depthwise<Rank>(place, image, output, nullptr, geometry))
     return cpu::depthwise_weight_grad(grad_output, input, geometry, groups, grad_weight);
   const WeightSums<Rank> problem{output, image, geometry, grad_weight};
-  if (!place.cuda && cpu::weight_sums<Rank>(problem)) return;
+  if (!place.cuda && !reaches_far(geometry) && cpu::weight_sums<Rank>(problem)) return;
   weight_sums_by_columns<Rank>(place, problem);
 }
 

@@ -79,6 +79,18 @@ PlaneLayout<To> with_leading_axes(const PlaneLayout<From>& layout) {
   return result;
 }
 
+// Whether windows or positions reach farther than any image: products of such numbers with strides and counts may not
+// fit 63 bits.
+template <int Rank>
+bool reaches_far(const Geometry<Rank>& geometry) {
+  constexpr int64_t far = int64_t{1} << 40;
+  for (int axis = 0; axis < Rank; ++axis)
+    if ((geometry.kernel[axis] - 1) * geometry.dilation[axis] >= far || geometry.padding_low[axis] >= far ||
+        (geometry.positions[axis] - 1) * geometry.stride[axis] >= far)
+      return true;
+  return false;
+}
+
 // Makes a pointwise window's image one long row, where its axes and those of the result adjoin in memory: rows are cut
 // into pieces less often.
 template <int Rank, class... Layouts>

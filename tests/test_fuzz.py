@@ -203,10 +203,12 @@ def check(
             call()
         return
     if math.prod(max(1, size) for size in (*shape, work)) <= MOST_ELEMENTS:
-        actual, right = call(), expected()
-        assert actual.dtype == right.dtype
-        assert actual.shape == right.shape == torch.Size(shape)
-        assert torch.equal(actual, right)
+        actual = call()
+        assert actual.shape == torch.Size(shape)
+        if 0 not in shape:  # what handles no element may still be asked for any number of taps
+            right = expected()
+            assert actual.dtype == right.dtype
+            assert torch.equal(actual, right)
         return
     assume(0 in shape)
     with contextlib.suppress(RuntimeError):  # torch itself refuses some shapes of empty tensors

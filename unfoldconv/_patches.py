@@ -237,22 +237,31 @@ def _unfold_transpose(
             raise GeometryError(f"{name} must be positive (greater than zero), but got {numbers}")
     size = transposed_output_size(input.shape[2:], kernel, window, extra)
     numbers = (*input.shape[:2], *kernel, *size)
-    if all(type(n) is int for n in numbers) and math.prod([n or 1 for n in numbers]) * input.itemsize >= 2**63:
+    known = all(type(n) is int for n in numbers)
+    if known and math.prod([n or 1 for n in numbers]) * input.itemsize >= 2**63:
         raise GeometryError(f"columns must take fewer than 2^63 bytes, but got {kernel} taps and {size} positions")
-    # Output element o reads (o + padding_low - tap * dilation) / stride: over the image with stride - 1 zeros after
-    # each element that is a window of stride 1 whose taps run backwards from o + padding_low. With the image back to
+    # Output element o reads (o + padding_low - tap * dilation) / stride: over the image with stride - 1 zeros between
+    # its elements that is a window of stride 1 whose taps run backwards from o + padding_low. With the image back to
     # front the taps run forwards, and the positions backwards.
     spaced = input.flip(tuple(range(2, 2 + rank)))
     lows, highs = [], []
     for axis in range(rank):
-        dim, gap = 2 + axis, window.stride[axis] - 1
-        if gap > 0:
+        dim, stride, reach = 2 + axis, window.stride[axis], window.dilation[axis] * (kernel[axis] - 1)
+        low, length = reach - window.padding_high[axis] + extra[axis], spaced.shape[dim]
+        if known:  # elements that no output reads would be spaced out for nothing, however far
+            first = max(0, -((reach - window.padding_low[axis]) // stride))
+            end = max(first, min(length, (size[axis] - 1 + window.padding_low[axis]) // stride + 1))
+            low = low + (length - end) * stride if first < end else 0
+            spaced = spaced.narrow(dim, max(0, length - end), end - first)
+            length = end - first
+        if stride > 1 and length > 1:
             behind = [0, 0] * (spaced.dim() - dim - 1)
-            spaced = torch.nn.functional.pad(spaced.unsqueeze(dim + 1), [*behind, 0, gap]).flatten(dim, dim + 1)
-        reach = window.dilation[axis] * (kernel[axis] - 1)
-        low, high = reach - window.padding_high[axis] + extra[axis], reach - window.padding_low[axis] - gap
+            spaced = torch.nn.functional.pad(spaced.unsqueeze(dim + 1), [*behind, 0, stride - 1])
+            length = (length - 1) * stride + 1
+            spaced = spaced.flatten(dim, dim + 1).narrow(dim, 0, length)
+        high = size[axis] + reach - low - length
         if low < 0 or high < 0:  # the window leaves out the ends of the image
-            spaced = spaced.narrow(dim, max(-low, 0), spaced.shape[dim] + min(low, 0) + min(high, 0))
+            spaced = spaced.narrow(dim, max(-low, 0), length + min(low, 0) + min(high, 0))
         lows.append(max(low, 0))
         highs.append(max(high, 0))
     columns = _autograd.im2col(spaced, kernel, (1,) * rank, tuple(lows), tuple(highs), window.dilation).flip(2)

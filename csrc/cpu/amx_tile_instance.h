@@ -116,11 +116,12 @@ UNFOLDCONV_INLINE void multiply_strip(const TileArguments<Pair>& arguments, int 
   each<RowTiles * Vectors>([&](auto i) UNFOLDCONV_INLINE_LAMBDA { tile_zero<decltype(i)::value>(); });
   for (const Run<Pair>*run = arguments.runs, *end = run + arguments.run_count; run != end; ++run) {
     const int64_t length = run->length;
+    const Pair* const* const run_rows = run->a + arguments.first_row;
     Rows b = {arguments.b + run->b * arguments.b_unit + vector * kSide, b_step * static_cast<int64_t>(sizeof(Pair))};
     Rows even[RowTiles], a[RowTiles];
     bool all_even = true;
     for (int i = 0; i < RowTiles; ++i) {
-      even[i] = rows_of(i) == kSide ? evenly_spaced(run->a + i * kSide) : Rows{};
+      even[i] = rows_of(i) == kSide ? evenly_spaced(run_rows + i * kSide) : Rows{};
       all_even &= even[i].first != nullptr;
     }
     int64_t k = 0;
@@ -135,7 +136,7 @@ UNFOLDCONV_INLINE void multiply_strip(const TileArguments<Pair>& arguments, int 
       const int64_t first = arguments.a_offset + k, terms = length - k < kSide ? length - k : kSide;
       for (int i = 0; i < RowTiles; ++i)
         a[i] = even[i].first && terms == kSide ? Rows{even[i].first + first, even[i].stride}
-                                               : copy_rows(run->a + i * kSide, rows_of(i), first, terms, a_copy[i]);
+                                               : copy_rows(run_rows + i * kSide, rows_of(i), first, terms, a_copy[i]);
       multiply_terms<RowTiles, Vectors>(a, terms == kSide ? b : copy_terms(b.first, b_step, terms, Vectors, b_copy));
     }
   }

@@ -104,8 +104,8 @@ void pack_weight(const Terms& terms, const Correlation<Rank>& problem, const Pla
               for (int64_t flat = 0; flat < taps; ++flat) {
                 part.from = from;
                 for (int axis = 0; axis < Rank; ++axis) part.from += tap[axis] * layout.axis_stride[axis];
-                part.terms = channels / Terms::kHalves;
-                terms.pack.transpose(part, to + flat * part.terms * width, width);
+                part.terms = channels;
+                terms.pack.transpose(part, to + flat * (channels / Terms::kHalves) * width, width);
                 for (int axis = Rank - 1; axis >= 0 && ++tap[axis] == kernel[axis]; --axis) tap[axis] = 0;
               }
             } else if constexpr (Terms::kHalves == 2) {  // pairs reach from one tap into the next

@@ -18,6 +18,7 @@ struct Terms {
   using From = From_;
   using Sum = typename SumOf<T>::type;
   static constexpr int64_t kHalves = std::is_same_v<T, Pair> ? 2 : 1;  // elements in a term
+  using Element = std::conditional_t<kHalves == 2, uint16_t, T>;
 
   const Tiles<T>& tiles;
   const PackKernels<T, From>& pack;

@@ -37,14 +37,14 @@ struct PanelArguments {
 };
 
 // A matrix [lanes, terms] that becomes [terms, lanes]. Element (lane, term) lies at from[lane * lane_stride + term *
-// term_stride] and goes to row (term % period) * (terms / period) + term / period. Lanes from `lanes` up to the `width`
-// of a row of `to` become 0.
+// term_stride] and goes to row (term % period) * (terms / period) + term / period. A row of Pairs holds two terms, the
+// last of an odd number filled up by 0. Lanes from `lanes` up to the `width` of a row of `to` become 0.
 template <class From>
 struct TransposeArguments {
   const From* from;
   int64_t lane_stride, term_stride;
   int64_t lanes, terms, width;
-  int64_t period = 1;
+  int64_t period = 1;  // 1 for Pairs
 };
 
 // What pack.lines may overwrite beyond the last line, in bytes.
@@ -76,10 +76,6 @@ struct TapsArguments {
 template <class T, class From>
 struct PackKernels {
   void (*panel)(const PanelArguments<From>&, T* panel);
-  // The same with positions as the terms: element [term - first] of a panel becomes a row of `vectors * lanes`
-  // positions, which Pairs hold two by two.
-  void (*rows)(const PanelArguments<From>&, T* rows);
-  // `terms` counts Pairs where T is one, and then `from` must hold both halves of each, term_stride apart.
   void (*transpose)(const TransposeArguments<From>&, T* to, int64_t to_step);
   // count elements, the last Pair of an odd number filled up by 0.
   void (*line)(const From* from, int64_t step, T* to, int64_t count);

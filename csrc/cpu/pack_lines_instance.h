@@ -4,14 +4,66 @@ namespace {
 
 // --- lines -----------------------------------------------------------------------------------------------------------
 
+// The elements of T, and where they go.
+template <class T>
+struct ElementOf {
+  using type = T;
+};
+template <>
+struct ElementOf<Pair> {
+  using type = uint16_t;
+};
+
+// Writes a vector of elements as they stood in memory.
+template <class From, class Element>
+UNFOLDCONV_INLINE void put_raw(Vector<typename Raw<From>::Lane> raw, Element* to) {
+  if constexpr (__is_same(Element, uint16_t)) {
+    typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));
+    const Half16 bits = __builtin_convertvector(raw, Half16);
+    __builtin_memcpy(to, &bits, sizeof bits);
+  } else if constexpr (__is_same(Element, From)) {
+    store(to, raw);
+  } else {
+    store(to, widen_bits(raw, From{}));
+  }
+}
+
+// The first `count` of them.
+template <class From, class Element>
+UNFOLDCONV_INLINE void put_raw(Vector<typename Raw<From>::Lane> raw, Element* to, int count) {
+  if constexpr (__is_same(Element, uint16_t)) {
+    typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));
+    store_halves(to, __builtin_convertvector(raw, Half16), count);
+  } else if constexpr (__is_same(Element, From)) {
+    store_lanes(to, raw, count);
+  } else {
+    store_lanes(to, widen_bits(raw, From{}), count);
+  }
+}
+
+template <class From, class Element>
+UNFOLDCONV_INLINE void put_element(const From* from, Element* to) {
+  if constexpr (__is_same(Element, uint16_t))
+    *to = *bits_of(from);
+  else
+    *to = static_cast<Element>(*from);
+}
+
 template <class T, class From>
 void pack_line(const From* from, int64_t step, T* to, int64_t count) {
   if constexpr (__is_same(T, Pair)) {
     auto* bits = reinterpret_cast<uint16_t*>(to);
-    if (step == 1)
+    if (step == 1) {
       __builtin_memcpy(bits, from, count * sizeof *bits);
-    else
-      for (int64_t i = 0; i < count; ++i) bits[i] = bits_of(from)[i * step];
+    } else {
+      int64_t i = 0;
+#if UNFOLDCONV_VECTOR_BYTES == 64
+      if (step > 0 && step <= kMostStep)
+        for (constexpr int lanes = kLanes<float>; i + lanes <= count; i += lanes)
+          put_raw<From>(load_stepped_lanes(bits_of(from) + i * step, step, 0, lanes), bits + i);
+#endif
+      for (; i < count; ++i) bits[i] = bits_of(from)[i * step];
+    }
     if (count % 2) bits[count] = 0;
   } else {
     int64_t i = 0;
@@ -24,6 +76,13 @@ void pack_line(const From* from, int64_t step, T* to, int64_t count) {
           store(to + i, widen(from + i));
       }
     }
+#if UNFOLDCONV_VECTOR_BYTES == 64
+    if constexpr (sizeof(From) <= 4) {
+      if (step > 1 && step <= kMostStep)
+        for (constexpr int lanes = kLanes<T>; i + lanes <= count; i += lanes)
+          put_raw<From>(load_stepped_lanes(Raw<From>::pointer(from) + i * step, step, 0, lanes), to + i);
+    }
+#endif
     for (; i < count; ++i) to[i] = static_cast<T>(from[i * step]);
   }
 }
@@ -104,25 +163,41 @@ constexpr bool kMovesLines = __is_same(T, From) || __is_same(T, Pair);
 
 constexpr int64_t kAheadBytes = 256;
 
+// The first `count` elements of a vector of T, 0 beyond, of which nothing is read.
 template <class T, class From>
-void transpose(const TransposeArguments<From>& arguments, T* to, int64_t to_step) {
+UNFOLDCONV_INLINE Vector<typename SumOf<T>::type> load_elements(const From* from, int count) {
+  using Sum = typename SumOf<T>::type;
+  if constexpr (__is_same(T, Pair)) {
+    return (Vector<Sum>)load_halves(bits_of(from), count);
+  } else {
+    const auto raw = load_lanes(Raw<From>::pointer(from), 0, count);
+    if constexpr (__is_same(T, From))
+      return raw;
+    else
+      return widen_bits(raw, From{});
+  }
+}
+
+// Neighbouring terms adjoin in memory: squares of lanes x lanes through registers.
+template <class T, class From>
+UNFOLDCONV_INLINE void transpose_squares(const TransposeArguments<From>& arguments, T* to, int64_t to_step) {
   using Sum = typename SumOf<T>::type;  // as wide as T
-  constexpr int lanes = kLanes<Sum>;
+  constexpr int lanes = kLanes<Sum>, halves = __is_same(T, Pair) ? 2 : 1, elements = lanes * halves;
   const auto& [from, lane_stride, term_stride, lane_count, terms, width, period] = arguments;
-  constexpr int halves = __is_same(T, Pair) ? 2 : 1;
-  const auto row_of = [&](int64_t term) {
-    return to + (period == 1 ? term : term % period * (terms / period) + term / period) * to_step;
+  const int64_t rows_per_period = terms / period;
+  const auto row_of = [&](int64_t row) UNFOLDCONV_INLINE_LAMBDA {
+    return to + (period == 1 ? row : row % period * rows_per_period + row / period) * to_step;
   };
-  int64_t lane = 0;
-  if (term_stride == 1) {
-    // Squares of lanes x lanes through registers.
-    for (; lane + lanes <= lane_count; lane += lanes) {
-      int64_t term = 0;
-      for (; term + lanes <= terms; term += lanes) {
+  for (int64_t lane = 0; lane < width; lane += lanes) {
+    const int64_t present = lane_count - lane, room = width - lane;
+    const From* const source = from + lane * lane_stride;
+    int64_t term = 0;
+    if (present >= lanes)
+      for (; term + elements <= terms; term += elements) {
         Vector<Sum> rows[lanes];
 #pragma GCC unroll 16
         for (int i = 0; i < lanes; ++i) {
-          const From* const row = from + (lane + i) * lane_stride + term * halves;
+          const From* const row = source + i * lane_stride + term;
           // Rows may be pages apart, where no hardware fetches ahead: what the next call may want.
           __builtin_prefetch(row + kAheadBytes / sizeof(From));
           if constexpr (kMovesLines<T, From>)
@@ -132,71 +207,82 @@ void transpose(const TransposeArguments<From>& arguments, T* to, int64_t to_step
         }
         transpose_square<Sum>(rows);
 #pragma GCC unroll 16
-        for (int i = 0; i < lanes; ++i) __builtin_memcpy(row_of(term + i) + lane, &rows[i], kVectorBytes);
+        for (int i = 0; i < lanes; ++i) __builtin_memcpy(row_of(term / halves + i) + lane, &rows[i], kVectorBytes);
       }
-      for (; term < terms; ++term)
-        for (int i = 0; i < lanes; ++i) {
-          const From* const element = from + (lane + i) * lane_stride + term * halves;
-          if constexpr (__is_same(T, Pair))
-            row_of(term)[lane + i] = {bits_of(element)[0], bits_of(element)[1]};
-          else
-            row_of(term)[lane + i] = static_cast<T>(*element);
-        }
+    // What is left of both.
+    for (; term < terms; term += elements) {
+      const int count = static_cast<int>(terms - term < elements ? terms - term : elements);
+      Vector<Sum> rows[lanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i)
+        rows[i] = i < present ? load_elements<T>(source + i * lane_stride + term, count) : Vector<Sum>{};
+      transpose_square<Sum>(rows);
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) {
+        if (i * halves >= count) continue;
+        T* const row = row_of(term / halves + i) + lane;
+        if (room >= lanes)
+          __builtin_memcpy(row, &rows[i], kVectorBytes);
+        else
+          store_lanes(reinterpret_cast<Sum*>(row), rows[i], static_cast<int>(room));
+      }
     }
   }
-  for (int64_t term = 0; term < terms; ++term) {
-    T* const row = row_of(term);
-    const From* const source = from + term * halves * term_stride;
-    int64_t i = lane;
+}
+
+// Neighbouring lanes adjoin: pairs are zipped out of two terms, a vector at a time.
+template <class From>
+UNFOLDCONV_INLINE void pair_terms(const TransposeArguments<From>& arguments, Pair* to, int64_t to_step) {
+  constexpr int lanes = kLanes<float>;
+  const int64_t lane_count = arguments.lanes, width = arguments.width;
+  for (int64_t term = 0; term < arguments.terms; term += 2, to += to_step) {
+    const uint16_t* const low = bits_of(arguments.from + term * arguments.term_stride);
+    const uint16_t* const high = low + arguments.term_stride;
+    const bool both = term + 1 < arguments.terms;
+    for (int64_t lane = 0; lane < width; lane += lanes) {
+      const int64_t present = lane_count - lane, room = width - lane;
+      const int count = static_cast<int>(present < 0 ? 0 : present < lanes ? present : lanes);
+      Vector<uint32_t> pairs = load_lanes(low + lane, 0, count);
+      if (both) pairs |= load_lanes(high + lane, 0, count) << 16;
+      if (room >= lanes)
+        __builtin_memcpy(to + lane, &pairs, sizeof pairs);
+      else
+        store_lanes(reinterpret_cast<float*>(to + lane), (Vector<float>)pairs, static_cast<int>(room));
+    }
+  }
+}
+
+template <class T, class From>
+void transpose(const TransposeArguments<From>& arguments, T* to, int64_t to_step) {
+  const auto& [from, lane_stride, term_stride, lane_count, terms, width, period] = arguments;
+  if (term_stride == 1) return transpose_squares(arguments, to, to_step);
+  if constexpr (__is_same(T, Pair)) {
+    if (lane_stride == 1) return pair_terms(arguments, to, to_step);
+  }
+  constexpr int halves = __is_same(T, Pair) ? 2 : 1;
+  for (int64_t term = 0; term < terms; term += halves) {
+    T* const row = to + (period == 1 ? term / halves : term % period * (terms / period) + term / period) * to_step;
+    const From* const source = from + term * term_stride;
+    int64_t i = 0;
     if constexpr (!__is_same(T, Pair)) {
       if (lane_stride == 1) {
-        pack_line<T, From>(source + i, 1, row + i, lane_count - i);
+        pack_line<T, From>(source, 1, row, lane_count);
         i = lane_count;
       }
     }
     for (; i < lane_count; ++i) {
-      if constexpr (__is_same(T, Pair))
-        row[i] = {bits_of(source)[i * lane_stride], bits_of(source)[i * lane_stride + term_stride]};
-      else
+      if constexpr (__is_same(T, Pair)) {
+        const uint16_t* const bits = bits_of(source) + i * lane_stride;
+        row[i] = {bits[0], term + 1 < terms ? bits[term_stride] : uint16_t{0}};
+      } else {
         row[i] = static_cast<T>(source[i * lane_stride]);
+      }
     }
     for (; i < width; ++i) row[i] = T{};
   }
 }
 
 // --- weights as lines ------------------------------------------------------------------------------------------------
-
-// The elements of T, and where they go.
-template <class T>
-struct ElementOf {
-  using type = T;
-};
-template <>
-struct ElementOf<Pair> {
-  using type = uint16_t;
-};
-
-// Writes a vector of elements as they stood in memory.
-template <class From, class Element>
-UNFOLDCONV_INLINE void put_raw(Vector<typename Raw<From>::Lane> raw, Element* to) {
-  if constexpr (__is_same(Element, uint16_t)) {
-    typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));
-    const Half16 bits = __builtin_convertvector(raw, Half16);
-    __builtin_memcpy(to, &bits, sizeof bits);
-  } else if constexpr (__is_same(Element, From)) {
-    store(to, raw);
-  } else {
-    store(to, widen_bits(raw, From{}));
-  }
-}
-
-template <class From, class Element>
-UNFOLDCONV_INLINE void put_element(const From* from, Element* to) {
-  if constexpr (__is_same(Element, uint16_t))
-    *to = *bits_of(from);
-  else
-    *to = static_cast<Element>(*from);
-}
 
 template <class T, class From>
 void pack_taps(const TapsArguments<From>& arguments, T* lines) {
@@ -254,17 +340,23 @@ void turn(const From* from, int64_t step, int64_t rows, int64_t count, T* lines,
   auto* const to = reinterpret_cast<Element*>(lines);
   for (int64_t row = 0; row < rows; row += lanes) {
     const int square = static_cast<int>(rows - row < lanes ? rows - row : lanes);
-    int64_t i = 0;
-    for (; i + lanes <= count; i += lanes) {
+    for (int64_t i = 0; i < count; i += lanes) {
       const auto* const source = Raw<From>::pointer(from) + row + i * step;
+      const int present = static_cast<int>(count - i < lanes ? count - i : lanes);
       Vector<Lane> block[lanes];
+      if (present == lanes) {
 #pragma GCC unroll 16
-      for (int j = 0; j < lanes; ++j) block[j] = load_lanes(source + j * step, 0, square);
-      transpose_square<Lane>(block);
-      for (int j = 0; j < square; ++j) put_raw<From>(block[j], to + (row + j) * pitch + i);
+        for (int j = 0; j < lanes; ++j) block[j] = load_lanes(source + j * step, 0, square);
+        transpose_square<Lane>(block);
+        for (int j = 0; j < square; ++j) put_raw<From>(block[j], to + (row + j) * pitch + i);
+      } else {
+#pragma GCC unroll 16
+        for (int j = 0; j < lanes; ++j)
+          block[j] = j < present ? load_lanes(source + j * step, 0, square) : Vector<Lane>{};
+        transpose_square<Lane>(block);
+        for (int j = 0; j < square; ++j) put_raw<From>(block[j], to + (row + j) * pitch + i, present);
+      }
     }
-    for (; i < count; ++i)
-      for (int j = 0; j < square; ++j) put_element(from + row + j + i * step, to + (row + j) * pitch + i);
   }
 }
 

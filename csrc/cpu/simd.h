@@ -174,6 +174,16 @@ UNFOLDCONV_INLINE void store_lanes(double* to, Vector<double> value, int count) 
 #endif
 }
 
+// The first `count` of as many 16-bit elements as a vector has floats.
+template <class Half16>
+UNFOLDCONV_INLINE void store_halves(uint16_t* to, Half16 value, int count) {
+#if UNFOLDCONV_VECTOR_BYTES == 64
+  _mm256_mask_storeu_epi16(to, static_cast<__mmask16>(~(~0u << count)), (__m256i)value);
+#else
+  for (int i = 0; i < count; ++i) to[i] = value[i];
+#endif
+}
+
 // One vector of floats from 16-bit floats, and back, rounded to nearest even.
 UNFOLDCONV_INLINE Vector<float> widen(const BFloat16* from) {
   typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));

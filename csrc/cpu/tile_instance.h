@@ -48,7 +48,7 @@ void tile(const TileArguments<T>& arguments, int /*rows*/) {
   for (const Run<T>*run = arguments.runs, *end = run + arguments.run_count; run != end; ++run) {
     const T* a[Rows];
 #pragma GCC unroll 8
-    for (int i = 0; i < Rows; ++i) a[i] = run->a[i] + arguments.a_offset;
+    for (int i = 0; i < Rows; ++i) a[i] = run->a[arguments.first_row + i] + arguments.a_offset;
     const T* b = arguments.b + run->b * arguments.b_unit;
     for (int64_t k = 0; k < run->length;) {
       const int64_t block_end = run->length - k <= kBlockTerms<T> ? run->length : k + kBlockTerms<T>;

@@ -1,6 +1,7 @@
 // The micro-kernel of the matrix engines: one tile of a product, held in registers over the whole sum.
 //
-//   c[i, j] = start[i, j] + sum over runs and k < run.length of run.a[i][k] * b[run.b * b_unit + k * b_step + j]
+//   c[i, j] = start[i, j] + sum over runs and k < run.length of run.a[first_row + i][k] * b[run.b * b_unit + k * b_step
+//   + j]
 //
 // i counts up to Tiles::rows rows, j the lanes of up to kTileVectors vectors. Terms are summed in blocks, each from 0
 // and one product after the other, and the blocks are added up: rounding errors grow with the length of a block and the
@@ -45,7 +46,7 @@ inline constexpr int kMostTileRows<Pair> = 32;
 // A stretch of the sum whose terms lie in a line: for each row of the tile, and as consecutive rows of b.
 template <class T>
 struct Run {
-  const T* const* a;  // [rows]
+  const T* const* a;  // [first_row + rows]
   int64_t b;          // where the first row of b begins, in units of b_unit
   int64_t length;     // terms
   bool ends_block;
@@ -71,6 +72,7 @@ struct TileArguments {
   int64_t c_step;
   Start start;
   const Sum* bias;
+  int64_t first_row = 0;  // of every a
 };
 
 template <class T>

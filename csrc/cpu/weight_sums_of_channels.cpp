@@ -268,7 +268,7 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
                 if (first % 2) put(i++);
                 const int64_t pairs = (length - i) / 2;
                 if (pairs > 0)
-                  terms.pack.transpose({from + i * step, 1, step, lanes, pairs, lanes},
+                  terms.pack.transpose({from + i * step, 1, step, lanes, 2 * pairs, lanes},
                                        buffers.channels + (first + i) / 2 * width, width);
                 i += 2 * pairs;
                 if (i < length) put(i);
