@@ -28,19 +28,6 @@ UNFOLDCONV_INLINE void put_raw(Vector<typename Raw<From>::Lane> raw, Element* to
   }
 }
 
-// The first `count` of them.
-template <class From, class Element>
-UNFOLDCONV_INLINE void put_raw(Vector<typename Raw<From>::Lane> raw, Element* to, int count) {
-  if constexpr (__is_same(Element, uint16_t)) {
-    typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));
-    store_halves(to, __builtin_convertvector(raw, Half16), count);
-  } else if constexpr (__is_same(Element, From)) {
-    store_lanes(to, raw, count);
-  } else {
-    store_lanes(to, widen_bits(raw, From{}), count);
-  }
-}
-
 template <class From, class Element>
 UNFOLDCONV_INLINE void put_element(const From* from, Element* to) {
   if constexpr (__is_same(Element, uint16_t))
@@ -162,6 +149,8 @@ template <class T, class From>
 constexpr bool kMovesLines = __is_same(T, From) || __is_same(T, Pair);
 
 constexpr int64_t kAheadBytes = 256;
+constexpr int64_t kRowsAhead = 16;
+constexpr int64_t kLineElements = 32;  // of 16 bits in a line of the cache
 
 // The first `count` elements of a vector of T, 0 beyond, of which nothing is read.
 template <class T, class From>
@@ -239,6 +228,12 @@ UNFOLDCONV_INLINE void pair_terms(const TransposeArguments<From>& arguments, Pai
     const uint16_t* const low = bits_of(arguments.from + term * arguments.term_stride);
     const uint16_t* const high = low + arguments.term_stride;
     const bool both = term + 1 < arguments.terms;
+    // Rows of one panel out of many lie far apart, where no hardware fetches ahead.
+    const int64_t ahead = kRowsAhead * arguments.term_stride;
+    for (int64_t lane = 0; lane < lane_count; lane += kLineElements) {
+      __builtin_prefetch(low + ahead + lane);
+      __builtin_prefetch(high + ahead + lane);
+    }
     for (int64_t lane = 0; lane < width; lane += lanes) {
       const int64_t present = lane_count - lane, room = width - lane;
       const int count = static_cast<int>(present < 0 ? 0 : present < lanes ? present : lanes);
@@ -332,29 +327,61 @@ void pack_taps(const TapsArguments<From>& arguments, T* lines) {
     }
 }
 
+// Square blocks of lanes x lanes: `fetch` brings row j of a block, `put` takes what becomes of it.
+template <class Lane, class Fetch, class Put>
+UNFOLDCONV_INLINE void turn_square(int fetched, int put_count, const Fetch& fetch, const Put& put) {
+  constexpr int lanes = kLanes<Lane>;
+  Vector<Lane> block[lanes];
+#pragma GCC unroll 16
+  for (int j = 0; j < lanes; ++j) block[j] = j < fetched ? fetch(j) : Vector<Lane>{};
+  transpose_square<Lane>(block);
+#pragma GCC unroll 16
+  for (int j = 0; j < lanes; ++j)
+    if (j < put_count) put(j, block[j]);
+}
+
 template <class T, class From>
 void turn(const From* from, int64_t step, int64_t rows, int64_t count, T* lines, int64_t pitch) {
   using Element = typename ElementOf<T>::type;
   using Lane = typename Raw<From>::Lane;
-  constexpr int lanes = kLanes<Lane>;
+  constexpr int lanes = kLanes<Lane>, halves = __is_same(T, Pair) ? 2 : 1, elements = lanes * halves;
+  const int64_t ahead = kRowsAhead * step;
   auto* const to = reinterpret_cast<Element*>(lines);
   for (int64_t row = 0; row < rows; row += lanes) {
     const int square = static_cast<int>(rows - row < lanes ? rows - row : lanes);
-    for (int64_t i = 0; i < count; i += lanes) {
+    for (int64_t i = 0; i < count; i += elements) {
       const auto* const source = Raw<From>::pointer(from) + row + i * step;
-      const int present = static_cast<int>(count - i < lanes ? count - i : lanes);
-      Vector<Lane> block[lanes];
-      if (present == lanes) {
-#pragma GCC unroll 16
-        for (int j = 0; j < lanes; ++j) block[j] = load_lanes(source + j * step, 0, square);
-        transpose_square<Lane>(block);
-        for (int j = 0; j < square; ++j) put_raw<From>(block[j], to + (row + j) * pitch + i);
+      Element* const target = to + row * pitch + i;
+      const int present = static_cast<int>(count - i < elements ? count - i : elements);
+      const auto load_row = [&](int j) UNFOLDCONV_INLINE_LAMBDA {
+        __builtin_prefetch(source + j * step + ahead);
+        return load_lanes(source + j * step, 0, square);
+      };
+      if constexpr (halves == 2) {  // two rows become one of pairs
+        const auto load_pairs = [&](int j) UNFOLDCONV_INLINE_LAMBDA {
+          const auto low = load_row(2 * j);
+          return 2 * j + 1 < present ? low | load_row(2 * j + 1) << 16 : low;
+        };
+        if (present == elements)
+          turn_square<Lane>(lanes, square, load_pairs, [&](int j, Vector<Lane> pairs) UNFOLDCONV_INLINE_LAMBDA {
+            __builtin_memcpy(target + j * pitch, &pairs, sizeof pairs);
+          });
+        else
+          turn_square<Lane>((present + 1) / 2, square, load_pairs,
+                            [&](int j, Vector<Lane> pairs) UNFOLDCONV_INLINE_LAMBDA {
+                              store_halves(target + j * pitch, (Vector<uint16_t>)pairs, present);
+                            });
+      } else if (present == elements) {
+        turn_square<Lane>(lanes, square, load_row, [&](int j, Vector<Lane> values) UNFOLDCONV_INLINE_LAMBDA {
+          put_raw<From>(values, target + j * pitch);
+        });
       } else {
-#pragma GCC unroll 16
-        for (int j = 0; j < lanes; ++j)
-          block[j] = j < present ? load_lanes(source + j * step, 0, square) : Vector<Lane>{};
-        transpose_square<Lane>(block);
-        for (int j = 0; j < square; ++j) put_raw<From>(block[j], to + (row + j) * pitch + i, present);
+        turn_square<Lane>(present, square, load_row, [&](int j, Vector<Lane> values) UNFOLDCONV_INLINE_LAMBDA {
+          if constexpr (__is_same(Element, From))
+            store_lanes(target + j * pitch, values, present);
+          else
+            store_lanes(target + j * pitch, widen_bits(values, From{}), present);
+        });
       }
     }
   }

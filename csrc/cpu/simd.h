@@ -174,13 +174,12 @@ UNFOLDCONV_INLINE void store_lanes(double* to, Vector<double> value, int count) 
 #endif
 }
 
-// The first `count` of as many 16-bit elements as a vector has floats.
-template <class Half16>
-UNFOLDCONV_INLINE void store_halves(uint16_t* to, Half16 value, int count) {
+// The first `count` of a vector of 16-bit elements.
+UNFOLDCONV_INLINE void store_halves(uint16_t* to, Vector<uint16_t> value, int count) {
 #if UNFOLDCONV_VECTOR_BYTES == 64
-  _mm256_mask_storeu_epi16(to, static_cast<__mmask16>(~(~0u << count)), (__m256i)value);
+  _mm512_mask_storeu_epi16(to, static_cast<__mmask32>(~(~uint64_t{0} << count)), (__m512i)value);
 #else
-  for (int i = 0; i < count; ++i) to[i] = value[i];
+  __builtin_memcpy(to, &value, count * sizeof *to);
 #endif
 }
 

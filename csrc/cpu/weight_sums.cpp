@@ -3,11 +3,6 @@
 #include "../engine.h"
 
 namespace unfoldconv::cpu {
-namespace {
-
-constexpr int64_t kFewChannels = 12;  // fewer leave most lanes of a vector empty
-
-}  // namespace
 
 template <int Rank>
 bool weight_sums(const WeightSums<Rank>& any_rank) {
@@ -15,9 +10,7 @@ bool weight_sums(const WeightSums<Rank>& any_rank) {
   WeightSums<3> problem{with_leading_axes<3>(any_rank.grad_output), with_leading_axes<3>(any_rank.image),
                         with_leading_axes<3>(any_rank.geometry), any_rank.grad_weight};
   merge_axes(problem.geometry, problem.image.layout, problem.grad_output.layout);
-  const bool forced = forced_engine() == Engine::channels;
-  const bool channels_adjoin = problem.image.layout.stride[2] == 1 && (forced || problem.channels() >= kFewChannels);
-  if (channels_adjoin && may_use(Engine::channels) && weight_sums_of_channels(problem)) return true;
+  if (may_use(Engine::channels) && weight_sums_of_channels(problem)) return true;
   return may_use(Engine::positions) && weight_sums_of_rows(problem);
 }
 

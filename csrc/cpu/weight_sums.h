@@ -1,8 +1,9 @@
 // Weight gradients (../weight_sums.h) on the CPU without a matrix of columns, on the micro-kernel of tile_kernels.h.
 //
-// The terms of a sum are positions. Two engines, as for correlations (correlation.h): one gathers patches as rows
-// [channel and tap, positions], which are broadcast, and has the rows of the output in the lanes; the other has
-// channels in the lanes and reads the image where it lies, or packs it one tap at a time; it wants channels_last.
+// The terms of a sum are positions. Two engines, as for correlations (correlation.h): one brings rows of the image into
+// lines (image_lines.h), which are broadcast, and has the rows of the output in the lanes; the other has channels in
+// the lanes and reads the image where it lies; it wants channels_last, channels that fill the lanes, and terms of the
+// dtype in memory.
 #pragma once
 
 #include "../weight_sums.h"

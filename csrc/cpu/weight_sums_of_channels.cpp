@@ -2,10 +2,7 @@
 //
 // A task owns a block of grad_weight, or its sum over some of the images. It walks stretches of positions: lays their
 // grad_output out as [row, position], and for each panel of channels and each tap multiplies it by the image, whose
-// rows of channels are read where they lie, border positions left out. Where elements have to be widened or paired, or
-// channels do not fill the vectors, the rows of one tap are packed first, with zeros at the border.
-#include <cstring>
-
+// rows of channels are read where they lie, border positions left out.
 #include "../workspace.h"
 #include "correlation_types.h"
 #include "positions.h"
@@ -18,11 +15,10 @@ namespace {
 constexpr int64_t kChunkSegments = 4;   // of positions that are multiplied at a time
 constexpr int64_t kSegmentLanes = 64;   // positions in one
 constexpr int64_t kLeastTapPanels = 8;  // taps and panels of a task: what a row of grad_output is laid out for
-constexpr int64_t kLeastRows = 48;      // of a task: what a packed panel is read for
+constexpr int64_t kLeastRows = 48;      // of a task
 
 // How a problem is cut up.
 struct Plan {
-  bool direct;  // channels are read where they lie
   int64_t segments;
   int64_t taps, block_taps, tap_blocks;
   int64_t panel_channels, panels, block_panels, panel_blocks;
@@ -36,7 +32,6 @@ Plan plan_of(const Terms& terms, const WeightSums<Rank>& problem) {
   using Sum = typename Terms::Sum;
   const int64_t limit = workspace_limit().cpu;
   Plan plan;
-  plan.direct = std::is_same_v<typename Terms::T, typename Terms::From> && problem.channels() % terms.tiles.lanes == 0;
   plan.segments = ceil_div(problem.batch() * problem.geometry.position_numel(), kSegmentLanes);
   plan.tap_pieces = most_pieces<Rank>(kSegmentLanes, problem.geometry.positions);
   plan.taps = problem.geometry.tap_numel();
@@ -75,7 +70,7 @@ template <class Terms, int Rank>
 struct Buffers {
   using T = typename Terms::T;
   using Sum = typename Terms::Sum;
-  T *grads, *channels;
+  T* grads;
   Sum *sums, *result;
   PositionPiece<Rank>* positions;
   Run<T>* runs;
@@ -106,56 +101,44 @@ struct TapReach {
   }
 };
 
-// grad_output of one segment as [row, position], rows kSegmentLanes positions long and 0 beyond the last.
+// grad_output of one segment as [row, position].
 template <class Terms, int Rank>
 void lay_out_grads(const Terms& terms, const WeightSums<Rank>& problem, const PositionPiece<Rank>* pieces, int count,
                    bool line, int64_t group, int64_t row, int64_t rows, int64_t pitch, typename Terms::T* to) {
   using T = typename Terms::T;
-  using From = typename Terms::From;
-  using Element = std::conditional_t<Terms::kHalves == 2, uint16_t, T>;
   const PlaneLayout<Rank>& layout = problem.grad_output.layout;
   const int64_t step = layout.axis_stride[Rank - 1];
-  const From* const base =
-      reinterpret_cast<const From*>(problem.grad_output.data) + group * layout.stride[1] + row * layout.stride[2];
+  const T* const base =
+      reinterpret_cast<const T*>(problem.grad_output.data) + group * layout.stride[1] + row * layout.stride[2];
   for (int piece = 0, next; piece < count; piece = next) {
     int64_t positions = pieces[piece].length;
     for (next = piece + 1; line && next < count && pieces[next].image == pieces[piece].image; ++next)
       positions += pieces[next].length;
-    const From* const from = base + offset_of<Rank>(pieces[piece], layout);
-    if (Terms::kHalves == 1 && layout.stride[2] == 1) {
-      terms.pack.transpose({from, step, 1, positions, rows, positions}, to + pieces[piece].lane, pitch);
-    } else {
-      for (int64_t m = 0; m < rows; ++m) {
-        const From* const source = from + m * layout.stride[2];
-        Element* const target = reinterpret_cast<Element*>(to + m * pitch) + pieces[piece].lane;
-        const int64_t whole = positions / Terms::kHalves * Terms::kHalves;  // a Pair of one position would write two
-        terms.pack.line(source, step, reinterpret_cast<T*>(target), whole);
-        if (whole < positions) std::memcpy(target + whole, source + whole * step, sizeof(Element));
-        // The other half of the last Pair: 0, until the next piece writes it.
-        if (Terms::kHalves == 2 && next == count && (pieces[piece].lane + positions) % 2 != 0)
-          target[positions] = Element{};
-      }
-    }
+    const T* const from = base + offset_of<Rank>(pieces[piece], layout);
+    T* const target = to + pieces[piece].lane;
+    if (layout.stride[2] == 1)
+      terms.pack.transpose({from, step, 1, positions, rows, positions}, target, pitch);
+    else
+      for (int64_t m = 0; m < rows; ++m)
+        terms.pack.line(from + m * layout.stride[2], step, target + m * pitch, positions);
   }
 }
 
 template <class Terms, int Rank>
 bool run(const Terms& terms, const WeightSums<Rank>& problem) {
   using T = typename Terms::T;
-  using From = typename Terms::From;
   using Sum = typename Terms::Sum;
+  if (problem.image.layout.stride[2] != 1 || problem.channels() % terms.tiles.lanes != 0) return false;
   const Plan plan = plan_of(terms, problem);
   const Geometry<Rank>& geometry = problem.geometry;
   const PlaneLayout<Rank>&image = problem.image.layout, &output = problem.grad_output.layout;
   const int64_t groups = problem.groups(), channels = problem.channels();
   const int64_t positions = problem.batch() * geometry.position_numel();
-  constexpr int64_t segment_terms = kSegmentLanes / Terms::kHalves;
-  constexpr int64_t pitch = kChunkSegments * segment_terms;  // of a row of grad_output
+  constexpr int64_t pitch = kChunkSegments * kSegmentLanes;  // of a row of grad_output
   const int64_t most_runs = kChunkSegments * plan.tap_pieces;
   const auto carve = [&](Carver& carver) {
     return Buffers<Terms, Rank>{
-        carver.take<T>(plan.block_rows * pitch + 1),
-        carver.take<T>(plan.direct ? 0 : pitch * plan.panel_channels),
+        carver.take<T>(plan.block_rows * pitch),
         carver.take<Sum>(plan.block_taps * plan.block_panels * plan.block_rows * plan.panel_channels),
         carver.take<Sum>(plan.panel_channels * plan.block_taps),
         carver.take<PositionPiece<Rank>>(most_runs),
@@ -176,8 +159,7 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
   carve_shared(shared_count);
   if (Report* const report = Report::wanted()) {
     report->engine(Engine::channels, terms.tile_name(plan.panel_channels), tasks, count.bytes(), shared_count.bytes(),
-                   plan.direct ? "channels adjoin in memory: the image is read where it lies"
-                               : "channels adjoin in memory; they are packed one tap at a time");
+                   "channels adjoin in memory: the image is read where it lies");
     return true;
   }
   const Tensor shared = allocate_bytes(shared_count.bytes(), problem.grad_weight);
@@ -189,7 +171,7 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
   for (int axis = 0; axis < Rank; ++axis)
     spacing.axis_stride[axis] /= std::max<int64_t>(1, output.axis_stride[Rank - 1]);
   const bool line = is_line<Rank>(spacing, geometry.positions);
-  From* const grad_weight = static_cast<From*>(problem.grad_weight.data_ptr());
+  T* const grad_weight = static_cast<T*>(problem.grad_weight.data_ptr());
   const int64_t step = geometry.stride[Rank - 1] * image.axis_stride[Rank - 1];
 
   const bool serial = 2. * numel * positions < kSerialFlops;
@@ -204,7 +186,7 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
     const int64_t end_panel = std::min(plan.panels, first_panel + plan.block_panels);
     const int64_t group = panel_block / plan.panel_blocks % groups, split = panel_block / plan.panel_blocks / groups;
     const int64_t first_segment = split * plan.split, end_segment = std::min(plan.segments, first_segment + plan.split);
-    const From* const plane = reinterpret_cast<const From*>(problem.image.data) + group * image.stride[1];
+    const T* const plane = reinterpret_cast<const T*>(problem.image.data) + group * image.stride[1];
     const auto sums_of = [&](int64_t tap, int64_t panel) {
       return buffers.sums +
              ((tap - first_tap) * plan.block_panels + panel - first_panel) * plan.block_rows * plan.panel_channels;
@@ -218,61 +200,28 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
         PositionPiece<Rank>* const at = buffers.positions + s * plan.tap_pieces;
         pieces[s] = split_positions<Rank>(first, std::min(kSegmentLanes, positions - first), geometry.positions, at);
         lay_out_grads(terms, problem, at, pieces[s], line, group, first_row, rows, pitch,
-                      buffers.grads + s * segment_terms);
+                      buffers.grads + s * kSegmentLanes);
       }
-      const int64_t chunk = std::min(segments * kSegmentLanes, positions - segment * kSegmentLanes);
       for (int64_t panel = first_panel; panel < end_panel; ++panel) {
         const int64_t channel = panel * plan.panel_channels;
         const int64_t lanes = std::min(plan.panel_channels, channels - channel), width = terms.width(lanes);
         for (int64_t tap = first_tap; tap < end_tap; ++tap) {
-          TileArguments<T> arguments{buffers.runs,     0,     0,
-                                     buffers.channels, 1,     width,
-                                     nullptr,          width, segment == first_segment ? Start::zero : Start::sum,
+          TileArguments<T> arguments{buffers.runs,    0,     0,
+                                     plane + channel, 1,     step,
+                                     nullptr,         width, segment == first_segment ? Start::zero : Start::sum,
                                      nullptr};
           int64_t block = 0;  // terms in the block so far
-          const auto add_run = [&](int64_t first, int64_t offset, int64_t length) {
-            const T** const run_rows = buffers.run_rows + arguments.run_count * terms.tiles.rows;
-            for (int64_t i = 0; i < terms.tiles.rows; ++i) run_rows[i] = buffers.grads + i * pitch + first;
-            block += length;
-            buffers.runs[arguments.run_count++] = {run_rows, offset, length, block >= kBlockTerms<T>};
-            if (block >= kBlockTerms<T>) block = 0;
-          };
-          if (plan.direct) {
-            arguments.b = reinterpret_cast<const T*>(plane + channel);
-            arguments.b_step = step;
-          } else {
-            std::memset(static_cast<void*>(buffers.channels), 0, Terms::count(chunk) * width * sizeof(T));
-            add_run(0, 0, Terms::count(chunk));
-          }
           for (int64_t s = 0; s < segments; ++s)
             for (int piece = 0; piece < pieces[s]; ++piece) {
               const PositionPiece<Rank>& at = buffers.positions[s * plan.tap_pieces + piece];
               const TapReach<Rank> reach(at, tap_list[tap], geometry, image);
               const int64_t first = s * kSegmentLanes + at.lane + reach.begin, length = reach.end - reach.begin;
               if (length == 0) continue;
-              if (plan.direct) {
-                add_run(first, reach.offset, length);
-                continue;
-              }
-              const From* const from = plane + reach.offset + channel;
-              if constexpr (Terms::kHalves == 1) {
-                terms.pack.transpose({from, 1, step, lanes, length, lanes}, buffers.channels + first * width, width);
-              } else {
-                auto* const halves = reinterpret_cast<uint16_t*>(buffers.channels);
-                const auto put = [&](int64_t i) {
-                  uint16_t* const row = halves + (first + i) / 2 * 2 * width + (first + i) % 2;
-                  for (int64_t c = 0; c < lanes; ++c)
-                    row[2 * c] = reinterpret_cast<const uint16_t*>(from)[i * step + c];
-                };
-                int64_t i = 0;
-                if (first % 2) put(i++);
-                const int64_t pairs = (length - i) / 2;
-                if (pairs > 0)
-                  terms.pack.transpose({from + i * step, 1, step, lanes, 2 * pairs, lanes},
-                                       buffers.channels + (first + i) / 2 * width, width);
-                i += 2 * pairs;
-                if (i < length) put(i);
-              }
+              const T** const run_rows = buffers.run_rows + arguments.run_count * terms.tiles.rows;
+              for (int64_t i = 0; i < terms.tiles.rows; ++i) run_rows[i] = buffers.grads + i * pitch + first;
+              block += length;
+              buffers.runs[arguments.run_count++] = {run_rows, reach.offset, length, block >= kBlockTerms<T>};
+              if (block >= kBlockTerms<T>) block = 0;
             }
           Sum* const sums = sums_of(tap, panel);
           for (int64_t row = 0; row < rows; row += terms.tiles.rows) {
@@ -313,7 +262,10 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
 
 bool weight_sums_of_channels(const WeightSums<3>& problem) {
   bool done = false;
-  with_terms(problem.image.dtype, [&](const auto& terms) { done = run(terms, problem); });
+  with_terms(problem.image.dtype, [&](const auto& terms) {
+    using Terms = std::remove_cvref_t<decltype(terms)>;
+    if constexpr (std::is_same_v<typename Terms::T, typename Terms::From>) done = run(terms, problem);
+  });
   return done;
 }
 

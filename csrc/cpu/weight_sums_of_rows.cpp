@@ -161,8 +161,8 @@ void fetch_lines(const Terms& terms, const WeightSums<Rank>& problem, const Plan
 
 // Lists the runs of some pieces and their rows, one for each tap and channel; returns how many runs.
 template <class Terms, int Rank>
-int64_t list_runs(const WeightSums<Rank>& problem, const Plan<Rank>& plan, int64_t channels, int64_t count,
-                  const Buffers<Terms, Rank>& buffers) {
+int64_t list_runs(const WeightSums<Rank>& problem, const Plan<Rank>& plan, const LineTap* line_taps, int64_t channels,
+                  int64_t count, const Buffers<Terms, Rank>& buffers) {
   using T = typename Terms::T;
   const LinePlan<Rank>& lines = plan.lines;
   const PlaneLayout<Rank>& output = problem.grad_output.layout;
@@ -172,12 +172,13 @@ int64_t list_runs(const WeightSums<Rank>& problem, const Plan<Rank>& plan, int64
     for (int64_t i = 0; i < lines.kernel_rows; ++i) {
       const int64_t set = buffers.sets[p * lines.kernel_rows + i];
       for (int64_t j = 0; j < lines.taps; ++j) {
-        const LineTap at = lines.tap(j, problem.geometry);
+        const LineTap& at = line_taps[j];
         const int64_t offset =
             tail ? lines.tail + j * lines.channels * 2 : at.line * lines.channels * lines.pitch + at.start;
         const auto* const from = set < 0 ? buffers.zeros : buffers.lines + set * lines.numel + offset;
         const int64_t step = set < 0 ? 0 : tail ? 2 : lines.pitch;
-        for (int64_t c = 0; c < channels; ++c) *rows++ = reinterpret_cast<const T*>(from + c * step);
+        for (int64_t c = 0; c < channels; ++c) rows[c] = reinterpret_cast<const T*>(from + c * step);
+        rows += channels;
       }
     }
     // Blocks of whole runs, as far as they are short.
@@ -249,7 +250,8 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
 
   const int64_t patches = plan.channels * taps, numel = groups * plan.rows * patches;
   const auto carve_shared = [&](Carver& carver) {
-    return std::make_tuple(carver.take<Tap<Rank>>(taps), carver.take<Sum>(plan.splits > 1 ? plan.splits * numel : 0));
+    return std::make_tuple(carver.take<Tap<Rank>>(taps), carver.take<LineTap>(lines.taps),
+                           carver.take<Sum>(plan.splits > 1 ? plan.splits * numel : 0));
   };
   const int64_t tasks = plan.splits * groups * plan.panel_blocks * plan.channel_blocks;
   Carver shared_count;
@@ -261,8 +263,9 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
   }
   const Tensor shared = allocate_bytes(shared_count.bytes(), problem.grad_weight);
   Carver shared_carver(shared);
-  const auto [tap_list, partial] = carve_shared(shared_carver);
+  const auto [tap_list, line_taps, partial] = carve_shared(shared_carver);
   list_taps<Rank>(geometry, image.axis_stride, tap_list);
+  for (int64_t i = 0; i < lines.taps; ++i) line_taps[i] = lines.tap(i, geometry);
   From* const grad_weight = static_cast<From*>(problem.grad_weight.data_ptr());
 
   const bool serial = 2. * numel * problem.batch() * geometry.position_numel() < kSerialFlops;
@@ -288,7 +291,7 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
       const int64_t pieces = std::min(plan.chunk_pieces, end_piece - piece);
       for (int64_t p = 0; p < pieces; ++p) buffers.pieces[p] = lines.at(piece + p, geometry);
       fetch_lines(terms, problem, plan, tap_list, plane, channels, pieces, cache, buffers);
-      const int64_t runs = list_runs<Terms, Rank>(problem, plan, channels, pieces, buffers);
+      const int64_t runs = list_runs<Terms, Rank>(problem, plan, line_taps, channels, pieces, buffers);
       for (int64_t panel = first_panel; panel < end_panel; ++panel) {
         const int64_t row = panel * plan.panel_rows, lanes = std::min(plan.panel_rows, plan.rows - row);
         const int64_t width = terms.width(lanes);
