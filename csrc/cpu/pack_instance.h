@@ -10,8 +10,7 @@ UNFOLDCONV_INLINE const uint16_t* bits_of(const Half* from) { return reinterpret
 
 UNFOLDCONV_INLINE Vector<float> widen_bits(Vector<uint32_t> bits, BFloat16) { return (Vector<float>)(bits << 16); }
 UNFOLDCONV_INLINE Vector<float> widen_bits(Vector<uint32_t> bits, Half) {
-  typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));
-  const Half16 narrow = __builtin_convertvector(bits, Half16);
+  const Halves narrow = truncate(bits);
   Half halves[kLanes<float>];
   __builtin_memcpy(halves, &narrow, sizeof narrow);
   return widen(halves);

@@ -18,8 +18,7 @@ struct ElementOf<Pair> {
 template <class From, class Element>
 UNFOLDCONV_INLINE void put_raw(Vector<typename Raw<From>::Lane> raw, Element* to) {
   if constexpr (__is_same(Element, uint16_t)) {
-    typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));
-    const Half16 bits = __builtin_convertvector(raw, Half16);
+    const Halves bits = truncate(raw);
     __builtin_memcpy(to, &bits, sizeof bits);
   } else if constexpr (__is_same(Element, From)) {
     store(to, raw);

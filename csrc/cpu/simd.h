@@ -67,20 +67,39 @@ UNFOLDCONV_INLINE Vector<double> load_lanes(const double* from, int begin, int e
 #endif
 }
 
+// As many 16-bit elements as a vector has floats, extended by 0 to 32 bits each and back. GCC converts such vectors by
+// halves where one instruction would do.
+typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2)));
+UNFOLDCONV_INLINE Vector<uint32_t> extend(Halves bits) {
+#if UNFOLDCONV_VECTOR_BYTES == 64
+  return (Vector<uint32_t>)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)bits);
+#elif UNFOLDCONV_VECTOR_BYTES == 32
+  return (Vector<uint32_t>)_mm256_cvtepu16_epi32((__m128i)bits);
+#else
+  return __builtin_convertvector(bits, Vector<uint32_t>);
+#endif
+}
+UNFOLDCONV_INLINE Halves truncate(Vector<uint32_t> bits) {
+#if UNFOLDCONV_VECTOR_BYTES == 64
+  return (Halves)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)bits);
+#else
+  return __builtin_convertvector(bits, Halves);
+#endif
+}
+
 // Lanes [begin, end) as above, of 16-bit elements in 32 bits each.
 UNFOLDCONV_INLINE Vector<uint32_t> load_lanes(const uint16_t* from, int begin, int end) {
-  typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));
 #if UNFOLDCONV_VECTOR_BYTES == 64
   const auto mask = static_cast<__mmask16>((~0u << begin) & ~(~0u << end));
-  const auto bits = (Half16)_mm256_maskz_loadu_epi16(mask, from);
+  const auto bits = (Halves)_mm256_maskz_loadu_epi16(mask, from);
 #else
-  Half16 bits{};
+  Halves bits{};
   if (begin == 0 && end == kLanes<float>)
     __builtin_memcpy(&bits, from, sizeof bits);
   else
     for (int i = begin; i < end; ++i) bits[i] = from[i];
 #endif
-  return __builtin_convertvector(bits, Vector<uint32_t>);
+  return extend(bits);
 }
 
 // A vector of the first `count` of 16-bit elements, 0 beyond, of which nothing is read.
@@ -185,18 +204,16 @@ UNFOLDCONV_INLINE void store_halves(uint16_t* to, Vector<uint16_t> value, int co
 
 // One vector of floats from 16-bit floats, and back, rounded to nearest even.
 UNFOLDCONV_INLINE Vector<float> widen(const BFloat16* from) {
-  typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));
-  Half16 bits;
+  Halves bits;
   __builtin_memcpy(&bits, from, sizeof bits);
-  return (Vector<float>)(__builtin_convertvector(bits, Vector<uint32_t>) << 16);
+  return (Vector<float>)(extend(bits) << 16);
 }
 UNFOLDCONV_INLINE void narrow(Vector<float> value, BFloat16* to) {
-  typedef uint16_t Half16 __attribute__((vector_size(kVectorBytes / 2)));
   const auto bits = (Vector<uint32_t>)value;
   const Vector<uint32_t> rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   // A NaN stays one: its payload may be rounded away.
   const auto is_nan = (Vector<uint32_t>)(value != value);
-  const Half16 result = __builtin_convertvector((rounded & ~is_nan) | (is_nan & 0x7fc0), Half16);
+  const Halves result = truncate((rounded & ~is_nan) | (is_nan & 0x7fc0));
   __builtin_memcpy(to, &result, sizeof result);
 }
 UNFOLDCONV_INLINE Vector<float> widen(const Half* from) {

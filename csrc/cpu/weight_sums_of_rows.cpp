@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kChunkPositions = 256;  // that are multiplied at a time, about
 constexpr int64_t kBlockPatches = 256;    // channels and taps of a task, about
 constexpr int64_t kLeastPatches = 96;     // fewer are not worth laying out grad_output for
-constexpr int64_t kChannelUnit = 16;      // blocks of many channels are a multiple of it
+constexpr int64_t kChannelUnit = 16;      // blocks of channels are a multiple of it, where there are so many
 constexpr int64_t kBlockPanels = 8;       // of rows of a task
 
 // How a problem is cut up.
@@ -52,8 +52,7 @@ Plan<Rank> plan_of(const Terms& terms, const WeightSums<Rank>& problem) {
 
   // Channels and pieces whose lines and sums fit into a quarter of the limit each.
   const auto blocked = [&](int64_t patches) {
-    const int64_t count = std::clamp<int64_t>(patches / plan.taps, 1, plan.channels);
-    return count < kChannelUnit ? count : std::min(plan.channels, round_up(count, kChannelUnit));
+    return std::min(plan.channels, round_up(std::max<int64_t>(1, patches / plan.taps), kChannelUnit));
   };
   const auto sets = [&] { return plan.lines.most_sets(plan.chunk_pieces, geometry); };
   const auto too_much = [&](int64_t channels) {
