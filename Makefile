@@ -2,8 +2,8 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
-# One process per core, each test file in one of them. Tests use one thread each.
-PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile
+# One process per core, each test file in one of them, in the order of tests/conftest.py. Tests use one thread each.
+PYTEST_ARGS ?= -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 VENV := .venv
 BIN := $(VENV)/bin

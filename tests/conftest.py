@@ -5,6 +5,14 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+# Files that take longest, begun first: each runs in one process, and the others fill up the rest.
+LONGEST = ("test_sanitizers.py", "test_amx.py", "test_engines.py", "test_cuda_kernels.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 

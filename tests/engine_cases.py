@@ -43,6 +43,10 @@ _PLANES: dict[str, dict[str, Any]] = {
     "wide": {"input_size": (3, 150), **_SQUARE, "bias": True},
     "wide_strided": {"batch": 1, "input_size": (4, 203), **_SQUARE, "stride": (1, 2)},
     "wide_dilated": {"batch": 1, "input_size": (3, 140), **_SQUARE, "dilation": (1, 3), "padding": ((1, 1), (3, 3))},
+    # Taps farther from each other than a row is long; rows of an odd number of positions, of many channels and rows.
+    "far_taps": {"in_channels": 17, "input_size": (4, 100), **_SQUARE, "dilation": (1, 40)},
+    "odd_rows": {"in_channels": 34, "out_channels": 20, "batch": 3, "input_size": (9, 11), **_SQUARE, "bias": True},
+    "odd_rows_strided": {"in_channels": 18, "out_channels": 33, "input_size": (7, 21), **_SQUARE, "stride": (2, 2)},
     # Few channels under many taps; odd channels, whose pairs reach from tap to tap.
     "stem": {"in_channels": 3, "out_channels": 17, "input_size": (15, 19), "kernel_size": (7, 7), "stride": (2, 2)}
     | {"padding": ((3, 3), (3, 3)), "bias": True},
@@ -110,6 +114,7 @@ _VOLUMES: dict[str, dict[str, Any]] = {
     "shared_and_not": {"in_channels": 8, "input_size": (4, 5, 6), "kernel_size": (1, 3, 2), "stride": (1, 2, 2)}
     | {"padding": ((0, 0), (1, 1), (0, 0))},
     "wide": {"batch": 1, "in_channels": 4, "input_size": (2, 3, 80), **_SQUARE},
+    "odd_rows": {"in_channels": 18, "out_channels": 20, "input_size": (3, 4, 9), **_SQUARE},
     "depthwise": _depthwise(9, input_size=(3, 4, 5), bias=True),
     "groups_4": _grouped(3, 4, 4, **_SQUARE, input_size=(3, 4, 5), stride=(1, 2, 1)),
 }

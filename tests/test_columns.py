@@ -194,6 +194,17 @@ def test_lazily_conjugated_and_negated_views(dtype: torch.dtype, device: torch.d
 # --- how they may be called -------------------------------------------------------------------------------------------
 
 
+def test_unfold_transpose_spaces_out_only_what_is_read(device: torch.device) -> None:
+    """Whatever the stride: with the zeros between, or behind, these images would not fit into any memory."""
+    image = random_tensor((2, 3, 4, 1), torch.float32, device)
+    near = uc.unfold_transpose(image, (2, 2), stride=(1, 2), padding=(1, 0))
+    assert_same_bits(uc.unfold_transpose(image, (2, 2), stride=(1, 2**40), padding=(1, 0)), near)
+    pair = random_tensor((1, 1, 2), torch.float32, device)
+    # Of o = i * stride - padding + tap, the outputs are those between the two elements of the image.
+    assert uc.unfold_transpose(pair, (1,), stride=2**40, padding=2**39).shape == (1, 1, 1)
+    assert uc.unfold_transpose(pair, (1,), stride=2**40, padding=2**39).eq(0).all()
+
+
 @each_rank
 def test_unbatched(rank: int, device: torch.device) -> None:
     kernel_size, size = (3, 2, 2)[:rank], (6, 5, 4)[:rank]

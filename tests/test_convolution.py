@@ -316,6 +316,32 @@ def test_a_bias_may_be_any_vector(device: torch.device) -> None:
         torch.testing.assert_close(uc.conv2d(input, weight, bias), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.complex128], ids=str)
+@pytest.mark.parametrize("channels", [(1, 1, 2), (2, 2, 3), (6, 4, 1)], ids=str)
+def test_numbers_that_no_window_uses_may_be_any(
+    channels: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+) -> None:
+    """The stride of a single position, the dilation of a single tap: sizes computed from them would not fit 63 bits."""
+    inputs, outputs, groups = channels
+    ops = torch.ops.unfoldconv
+    image = random_tensor((2, groups * inputs, 1, 3), dtype, device)
+    weight = random_tensor((groups * outputs, inputs, 3, 1), dtype, device)
+
+    def compute(stride: int, dilation: int) -> tuple[Tensor, Tensor, Tensor]:
+        window = ([2, stride], [2, 1], [1, 0], [1, dilation], groups)
+        output = ops.conv(image, weight, None, *window)
+        return (
+            output,
+            ops.conv_input_grad(output, weight, None, [1, 3], *window),
+            ops.conv_weight_grad(output, image, [3, 1], *window),
+        )
+
+    near = compute(9, 1)
+    for far in (2**40, 2**61, 2**62 + 1):
+        for actual, expected in zip(compute(far, far), near, strict=True):
+            assert_same_bits(actual, expected, str(far))
+
+
 # --- nothing to compute ----------------------------------------------------------------------------------------------
 
 

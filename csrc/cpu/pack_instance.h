@@ -171,6 +171,31 @@ void pack_panel(const PanelArguments<From>& arguments, T* panel) {
   }
 }
 
+template <class T, class From>
+void pack_rows(const PanelArguments<From>& arguments, T* rows) {
+  if constexpr (__is_same(T, Pair)) {
+    constexpr int lanes = kLanes<float>;
+    const int64_t width = arguments.vectors * lanes;
+    for_each_tap(arguments.taps, arguments.first, arguments.count,
+                 [&](int64_t term, int64_t channel, int64_t tap, int64_t channels) UNFOLDCONV_INLINE_LAMBDA {
+                   const Piece* pieces = arguments.tap_pieces[tap].pieces;
+                   auto* to = reinterpret_cast<uint16_t*>(rows) + term * width;
+                   for (int v = 0; v < arguments.vectors; ++v, to += lanes) {
+                     const int count = arguments.tap_pieces[tap].count[v];
+                     gather_vectors(arguments.from + channel * arguments.channel_stride, arguments.channel_stride,
+                                    channels, arguments.step, pieces, count,
+                                    [&](int64_t n, Vector<uint32_t> value) UNFOLDCONV_INLINE_LAMBDA {
+                                      const Halves bits = truncate(value);
+                                      __builtin_memcpy(to + n * arguments.taps * width, &bits, sizeof bits);
+                                    });
+                     pieces += count;
+                   }
+                 });
+  } else {
+    pack_panel<T, From>(arguments, rows);
+  }
+}
+
 }  // namespace
 }  // namespace unfoldconv::cpu::UNFOLDCONV_ISA
 
@@ -181,8 +206,8 @@ namespace {
 
 template <class T, class From>
 constexpr PackKernels<T, From> pack_kernels_of() {
-  return {pack_panel<T, From>, transpose<T, From>, pack_line<T, From>, pack_lines<T, From>,
-          pack_taps<T, From>,  turn<T, From>,      store_line<T, From>};
+  return {pack_panel<T, From>, pack_rows<T, From>, transpose<T, From>, pack_line<T, From>,
+          pack_lines<T, From>, pack_taps<T, From>, turn<T, From>,      store_line<T, From>};
 }
 
 AllPackKernels pack_kernels() {

@@ -76,6 +76,9 @@ struct TapsArguments {
 template <class T, class From>
 struct PackKernels {
   void (*panel)(const PanelArguments<From>&, T* panel);
+  // The same with positions as the terms: element [term - first] of a panel becomes a row of `vectors * lanes`
+  // positions, which Pairs hold two by two.
+  void (*rows)(const PanelArguments<From>&, T* rows);
   void (*transpose)(const TransposeArguments<From>&, T* to, int64_t to_step);
   // count elements, the last Pair of an odd number filled up by 0.
   void (*line)(const From* from, int64_t step, T* to, int64_t count);
