@@ -47,6 +47,11 @@ _PLANES: dict[str, dict[str, Any]] = {
     "far_taps": {"in_channels": 17, "input_size": (4, 100), **_SQUARE, "dilation": (1, 40)},
     "odd_rows": {"in_channels": 34, "out_channels": 20, "batch": 3, "input_size": (9, 11), **_SQUARE, "bias": True},
     "odd_rows_strided": {"in_channels": 18, "out_channels": 33, "input_size": (7, 21), **_SQUARE, "stride": (2, 2)},
+    # Few channels and long rows: in one piece and in more, terms of more than one block, rows and lanes left over.
+    "few_channels": {"in_channels": 3, "out_channels": 20, "input_size": (9, 61), "kernel_size": (7, 7)}
+    | {"stride": (2, 2), "padding": ((3, 3), (3, 3)), "bias": True},
+    "one_channel": {"in_channels": 1, "out_channels": 9, "input_size": (4, 500), **_SQUARE, "bias": True},
+    "few_far_taps": {"in_channels": 2, "out_channels": 17, "input_size": (5, 120), **_SQUARE, "dilation": (1, 40)},
     # Few channels under many taps; odd channels, whose pairs reach from tap to tap.
     "stem": {"in_channels": 3, "out_channels": 17, "input_size": (15, 19), "kernel_size": (7, 7), "stride": (2, 2)}
     | {"padding": ((3, 3), (3, 3)), "bias": True},
@@ -99,6 +104,7 @@ _PLANES |= {
 
 _LINES: dict[str, dict[str, Any]] = {
     "channels_1031": {"in_channels": 1031, "out_channels": 7, "input_size": (6,), "bias": True},
+    "few_channels": {"in_channels": 2, "out_channels": 5, "input_size": (400,), "kernel_size": (40,), "stride": (3,)},
     "long": {"in_channels": 9, "out_channels": 7, "input_size": (300,), "padding": ((3, 0),)},
     "many_taps": {"in_channels": 12, "input_size": (40,), "kernel_size": (64,), "padding": ((32, 32),), "groups": 2},
     "strided": {"in_channels": 16, "input_size": (75,), "stride": (2,), "padding": _PAD_1},

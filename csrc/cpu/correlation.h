@@ -4,7 +4,8 @@
 // Two engines share the micro-kernel. One has positions in the lanes of a vector: patches are gathered into a panel
 // [terms, positions] in cache, and weights are broadcast. The other has output channels there: weights are packed as
 // panels [terms, channels] once, and patches are broadcast from where they lie; it wants neighbouring channels to be
-// neighbours in memory (channels_last). Either sums an element of the output in the same order whatever the batch, the
+// neighbours in memory (channels_last). For few channels the first has a second way, which gathers no panel: rows of
+// the image as lines (image_lines.h). All sum an element of the output in the same order whatever the batch, the
 // position in it, and the number of threads.
 #pragma once
 
@@ -12,7 +13,7 @@
 
 namespace unfoldconv::cpu {
 
-// Runs the better of the two engines. Returns false, having done nothing, where neither takes the problem, by its dtype
+// Runs the best of the engines. Returns false, having done nothing, where none takes the problem, by its dtype
 // or its size.
 template <int Rank>
 bool correlate(const Correlation<Rank>& problem);
@@ -22,5 +23,7 @@ bool correlate(const Correlation<Rank>& problem);
 bool correlate_positions(const Correlation<3>& problem);
 
 bool correlate_channels(const Correlation<3>& problem);
+
+bool correlate_lines(const Correlation<3>& problem);
 
 }  // namespace unfoldconv::cpu

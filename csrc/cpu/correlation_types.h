@@ -52,22 +52,26 @@ class TileScope {
   void (*leave_)();
 };
 
-// Calls f(Terms<T, From>) with what the instruction set in use multiplies for a dtype. Returns whether it has any.
+// Calls f(Terms<T, From>) with floats or doubles for the elements of a dtype. Returns whether it has any.
 template <class F>
-bool with_terms(ScalarType dtype, F&& f) {
+bool with_wide_terms(ScalarType dtype, F&& f) {
   const Kernels& k = kernels();
   switch (dtype) {
     case ScalarType::Float: f(Terms<float, float>{k.tiles.f32, k.pack.f32}); return true;
     case ScalarType::Double: f(Terms<double, double>{k.tiles.f64, k.pack.f64}); return true;
     case ScalarType::Half: f(Terms<float, Half>{k.tiles.f32, k.pack.f16_as_f32}); return true;
-    case ScalarType::BFloat16:
-      if (k.tiles.bf16.vectors)
-        f(Terms<Pair, BFloat16>{k.tiles.bf16, k.pack.bf16});
-      else
-        f(Terms<float, BFloat16>{k.tiles.f32, k.pack.bf16_as_f32});
-      return true;
+    case ScalarType::BFloat16: f(Terms<float, BFloat16>{k.tiles.f32, k.pack.bf16_as_f32}); return true;
     default: return false;
   }
+}
+
+// The same with what the instruction set in use multiplies.
+template <class F>
+bool with_terms(ScalarType dtype, F&& f) {
+  const Kernels& k = kernels();
+  if (dtype != ScalarType::BFloat16 || k.tiles.bf16.vectors == 0) return with_wide_terms(dtype, f);
+  f(Terms<Pair, BFloat16>{k.tiles.bf16, k.pack.bf16});
+  return true;
 }
 
 // A bias as sums begin with it: [groups, variants, rows], each group filled up to `pitch`.

@@ -173,4 +173,55 @@ class LineCache {
   int64_t count_, last_ = 0, next_ = 0, round_ = 0;
 };
 
+// The rows of the image along all but the last axis that a piece reads for each row of the kernel, numbered over all
+// images, or -1 beyond the border.
+template <int Rank, class F>
+void for_each_row_read(const PositionPiece<Rank>& piece, const Geometry<Rank>& geometry, const Tap<Rank>* taps,
+                       int64_t kernel_rows, const F& f) {
+  constexpr int last = Rank - 1;
+  for (int64_t i = 0; i < kernel_rows; ++i) {
+    const Tap<Rank>& tap = taps[i * geometry.kernel[last]];
+    int64_t row = piece.image;
+    bool inside = true;
+    for (int axis = 0; axis < last; ++axis) {
+      const int64_t index = piece.index[axis] * geometry.stride[axis] + tap.shift[axis];
+      inside &= static_cast<uint64_t>(index) < static_cast<uint64_t>(geometry.image[axis]);
+      row = row * geometry.image[axis] + index;
+    }
+    f(i, inside ? row : -1);
+  }
+}
+
+// Brings the lines of some pieces into `memory`, and says in sets[piece, kernel row] which set they are, or -1 beyond
+// the border. `plane` is the image at its first of `channels` channels.
+template <class Terms, int Rank>
+void fetch_lines(const Terms& terms, const LinePlan<Rank>& lines, const Geometry<Rank>& geometry,
+                 const PlaneLayout<Rank>& image, const typename Terms::From* plane, int64_t channels,
+                 const Tap<Rank>* taps, const PositionPiece<Rank>* pieces, int64_t count, LineCache& cache,
+                 typename Terms::Element* memory, int64_t* sets) {
+  constexpr int last = Rank - 1;
+  const auto key = [&](int64_t row, const PositionPiece<Rank>& piece) {
+    return row * lines.row_pieces + piece.index[last] / lines.piece;
+  };
+  cache.begin();
+  // What is there already must not make room for what is not.
+  for (int64_t p = 0; p < count; ++p)
+    for_each_row_read(pieces[p], geometry, taps, lines.kernel_rows, [&](int64_t i, int64_t row) {
+      sets[p * lines.kernel_rows + i] = row < 0 ? -1 : cache.find(key(row, pieces[p]));
+    });
+  for (int64_t p = 0; p < count; ++p)
+    for_each_row_read(pieces[p], geometry, taps, lines.kernel_rows, [&](int64_t i, int64_t row) {
+      int64_t& set = sets[p * lines.kernel_rows + i];
+      if (set >= 0 || row < 0) return;
+      set = cache.find(key(row, pieces[p]));
+      if (set >= 0) return;
+      set = cache.take(key(row, pieces[p]));
+      int64_t offset = pieces[p].image * image.stride[0];
+      for (int axis = 0; axis < last; ++axis)
+        offset += (pieces[p].index[axis] * geometry.stride[axis] + taps[i * lines.taps].shift[axis]) *
+                  image.axis_stride[axis];
+      lines.fill(terms, geometry, image, plane + offset, channels, pieces[p], memory + set * lines.numel);
+    });
+}
+
 }  // namespace unfoldconv::cpu

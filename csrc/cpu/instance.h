@@ -5,10 +5,15 @@
 #include "pack_instance.h"
 #include "patch_instance.h"
 #include "tile_instance.h"
+// Needs its products.
+#include "line_tile_instance.h"
 
 namespace unfoldconv::cpu::UNFOLDCONV_ISA {
 
 extern const Kernels kernels;
-const Kernels kernels = {tile_kernels(), pack_kernels(), depthwise_kernels(), patch_kernels()};
+const Kernels kernels = {{tiles<float>(), tiles<double>(), {}, line_tiles<float>(), line_tiles<double>()},
+                         pack_kernels(),
+                         depthwise_kernels(),
+                         patch_kernels()};
 
 }  // namespace unfoldconv::cpu::UNFOLDCONV_ISA

@@ -97,9 +97,5 @@ constexpr Tiles<T> tiles() {
   return result;
 }
 
-#ifndef UNFOLDCONV_BF16_PRODUCTS
-TileKernels tile_kernels() { return {tiles<float>(), tiles<double>(), {}}; }
-#endif
-
 }  // namespace
 }  // namespace unfoldconv::cpu::UNFOLDCONV_ISA

@@ -101,10 +101,36 @@ struct Tiles {
   Dots<T> dots[kDotColumns];                     // by columns less one; null where there are none
 };
 
+// The same where each term has its lanes anywhere in memory, for all rows of a tile:
+//
+//   c[i * c_step + lane + j] = start[i, j] + sum over k < terms of a[k * rows + i] * b[k][lane + j]
+//
+// It starts from bias[i], or without one from what stands in c. It is one block of a sum.
+template <class T>
+struct LineTileArguments {
+  const T* a;
+  const T* const* b;
+  int64_t terms, lane;
+  T* c;
+  int64_t c_step;
+  const T* bias;
+};
+
+constexpr int kLineVectors = 3;
+
+template <class T>
+struct LineTiles {
+  int lanes;  // of a vector
+  int rows;
+  void (*tile[kLineVectors])(const LineTileArguments<T>&);  // by vectors less one
+};
+
 struct TileKernels {
   Tiles<float> f32;
   Tiles<double> f64;
   Tiles<Pair> bf16;
+  LineTiles<float> f32_lines;
+  LineTiles<double> f64_lines;
 };
 
 }  // namespace unfoldconv::cpu

@@ -105,59 +105,6 @@ struct Buffers {
   const T** run_rows;  // [runs, patches]
 };
 
-// The rows of the image along all but the last axis that a piece reads for each row of the kernel, numbered over all
-// images, or -1 beyond the border.
-template <int Rank, class F>
-void for_each_row_read(const PositionPiece<Rank>& piece, const Geometry<Rank>& geometry, const Tap<Rank>* taps,
-                       int64_t kernel_rows, const F& f) {
-  constexpr int last = Rank - 1;
-  for (int64_t i = 0; i < kernel_rows; ++i) {
-    const Tap<Rank>& tap = taps[i * geometry.kernel[last]];
-    int64_t row = piece.image;
-    bool inside = true;
-    for (int axis = 0; axis < last; ++axis) {
-      const int64_t index = piece.index[axis] * geometry.stride[axis] + tap.shift[axis];
-      inside &= static_cast<uint64_t>(index) < static_cast<uint64_t>(geometry.image[axis]);
-      row = row * geometry.image[axis] + index;
-    }
-    f(i, inside ? row : -1);
-  }
-}
-
-// Brings the lines of some pieces into cache, and says where they stand.
-template <class Terms, int Rank>
-void fetch_lines(const Terms& terms, const WeightSums<Rank>& problem, const Plan<Rank>& plan, const Tap<Rank>* taps,
-                 const typename Terms::From* plane, int64_t channels, int64_t count, LineCache& cache,
-                 const Buffers<Terms, Rank>& buffers) {
-  const LinePlan<Rank>& lines = plan.lines;
-  const PlaneLayout<Rank>& image = problem.image.layout;
-  constexpr int last = Rank - 1;
-  const auto key = [&](int64_t row, const PositionPiece<Rank>& piece) {
-    return row < 0 ? -1 : row * lines.row_pieces + piece.index[last] / lines.piece;
-  };
-  cache.begin();
-  // What is there already must not make room for what is not.
-  for (int64_t p = 0; p < count; ++p)
-    for_each_row_read(buffers.pieces[p], problem.geometry, taps, lines.kernel_rows, [&](int64_t i, int64_t row) {
-      buffers.sets[p * lines.kernel_rows + i] = row < 0 ? -1 : cache.find(key(row, buffers.pieces[p]));
-    });
-  for (int64_t p = 0; p < count; ++p) {
-    const PositionPiece<Rank>& piece = buffers.pieces[p];
-    for_each_row_read(piece, problem.geometry, taps, lines.kernel_rows, [&](int64_t i, int64_t row) {
-      int64_t& set = buffers.sets[p * lines.kernel_rows + i];
-      if (set >= 0 || row < 0) return;
-      set = cache.find(key(row, piece));
-      if (set >= 0) return;
-      set = cache.take(key(row, piece));
-      int64_t offset = piece.image * image.stride[0];
-      for (int axis = 0; axis < last; ++axis)
-        offset += (piece.index[axis] * problem.geometry.stride[axis] + taps[i * lines.taps].shift[axis]) *
-                  image.axis_stride[axis];
-      lines.fill(terms, problem.geometry, image, plane + offset, channels, piece, buffers.lines + set * lines.numel);
-    });
-  }
-}
-
 // Lists the runs of some pieces and their rows, one for each tap and channel; returns how many runs.
 template <class Terms, int Rank>
 int64_t list_runs(const WeightSums<Rank>& problem, const Plan<Rank>& plan, const LineTap* line_taps, int64_t channels,
@@ -289,7 +236,8 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
     for (int64_t piece = first_piece; piece < end_piece; piece += plan.chunk_pieces) {
       const int64_t pieces = std::min(plan.chunk_pieces, end_piece - piece);
       for (int64_t p = 0; p < pieces; ++p) buffers.pieces[p] = lines.at(piece + p, geometry);
-      fetch_lines(terms, problem, plan, tap_list, plane, channels, pieces, cache, buffers);
+      fetch_lines(terms, lines, geometry, image, plane, channels, tap_list, buffers.pieces, pieces, cache,
+                  buffers.lines, buffers.sets);
       const int64_t runs = list_runs<Terms, Rank>(problem, plan, line_taps, channels, pieces, buffers);
       for (int64_t panel = first_panel; panel < end_panel; ++panel) {
         const int64_t row = panel * plan.panel_rows, lanes = std::min(plan.panel_rows, plan.rows - row);
