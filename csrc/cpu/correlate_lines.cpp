@@ -169,7 +169,9 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
 bool correlate_lines(const Correlation<3>& problem) {
   const Geometry<3>& geometry = problem.geometry;
   const int64_t taps = geometry.tap_numel();
-  if (problem.variants() > 1 || problem.channels() > kMostChannels || taps <= 1 ||
+  // Channels that adjoin would have to be taken apart: they are better read as they lie.
+  const bool interleaved = problem.channels() > 1 && problem.image.layout.stride[2] == 1;
+  if (problem.variants() > 1 || problem.channels() > kMostChannels || interleaved || taps <= 1 ||
       geometry.positions[2] < kLeastPositions)
     return false;
   bool done = false;
