@@ -11,7 +11,8 @@
 namespace unfoldconv::cpu {
 namespace {
 
-constexpr int64_t kMostChannels = 4;     // more are better multiplied from a panel
+constexpr int64_t kMostChannels = 4;  // more are better multiplied from a panel
+constexpr int64_t kMostInterleavedTerms = 32;
 constexpr int64_t kMostPositions = 240;  // of a row that are computed at a time
 constexpr int64_t kLeastPositions = 24;  // fewer leave too many lanes empty
 
@@ -169,8 +170,9 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
 bool correlate_lines(const Correlation<3>& problem) {
   const Geometry<3>& geometry = problem.geometry;
   const int64_t taps = geometry.tap_numel();
-  // Channels that adjoin would have to be taken apart: they are better read as they lie.
-  const bool interleaved = problem.channels() > 1 && problem.image.layout.stride[2] == 1;
+  // Channels that adjoin have to be taken apart: for longer sums they are better read as they lie.
+  const bool interleaved = problem.channels() > 1 && problem.image.layout.stride[2] == 1 &&
+                           problem.channels() * taps > kMostInterleavedTerms;
   if (problem.variants() > 1 || problem.channels() > kMostChannels || interleaved || taps <= 1 ||
       geometry.positions[2] < kLeastPositions)
     return false;
