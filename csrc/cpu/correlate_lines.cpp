@@ -11,8 +11,8 @@
 namespace unfoldconv::cpu {
 namespace {
 
-constexpr int64_t kMostChannels = 4;  // more are better multiplied from a panel
-constexpr int64_t kMostInterleavedTerms = 32;
+constexpr int64_t kMostChannels = 4;     // more are better multiplied from a panel
+constexpr int64_t kShortSum = 32;        // longer ones another engine may suit better
 constexpr int64_t kMostPositions = 240;  // of a row that are computed at a time
 constexpr int64_t kLeastPositions = 24;  // fewer leave too many lanes empty
 
@@ -169,13 +169,14 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
 
 bool correlate_lines(const Correlation<3>& problem) {
   const Geometry<3>& geometry = problem.geometry;
-  const int64_t taps = geometry.tap_numel();
-  // Channels that adjoin have to be taken apart: for longer sums they are better read as they lie.
-  const bool interleaved = problem.channels() > 1 && problem.image.layout.stride[2] == 1 &&
-                           problem.channels() * taps > kMostInterleavedTerms;
-  if (problem.variants() > 1 || problem.channels() > kMostChannels || interleaved || taps <= 1 ||
-      geometry.positions[2] < kLeastPositions)
-    return false;
+  const int64_t channels = problem.channels(), sum = channels * geometry.tap_numel();
+  if (problem.variants() > 1 || channels > kMostChannels || geometry.positions[2] < kLeastPositions) return false;
+  // Taps that read no element again gain nothing by a line.
+  if (geometry.kernel[2] <= geometry.stride[2]) return false;
+  // Where channels of the result adjoin, the other engine suits longer sums, if channels of the image do so as well, or
+  // if it multiplies two terms at a time.
+  const bool paired = problem.image.dtype == ScalarType::BFloat16 && kernels().tiles.bf16.vectors > 0;
+  if (problem.outputs[0].layout.stride[2] == 1 && (channels > 1 || paired) && sum > kShortSum) return false;
   bool done = false;
   with_wide_terms(problem.image.dtype, [&](const auto& terms) { done = run(terms, problem); });
   return done;
