@@ -15,7 +15,9 @@ namespace {
 template <int Rank>
 void correlate(const Place& place, const Correlation<Rank>& problem) {
   if (problem.batch() * problem.groups() * problem.rows() * problem.geometry.position_numel() == 0) return;
-  if (!place.cuda && !reaches_far(problem.geometry) && cpu::correlate<Rank>(problem)) return;
+  // Sums of nothing are the business of the columns engine.
+  const bool empty = problem.channels() * problem.geometry.tap_numel() == 0;
+  if (!place.cuda && !empty && !reaches_far(problem.geometry) && cpu::correlate<Rank>(problem)) return;
   correlate_by_columns<Rank>(place, problem);
 }
 
