@@ -10,6 +10,7 @@
 //
 // One task owns some planes in some boxes, so no two write the same element.
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <type_traits>
 
@@ -185,6 +186,12 @@ class Unfolder {
     return false;
   }
 
+  // Elements between two that lie `step` apart along an axis; 0 if the image holds no two such, whose step may be any
+  // number.
+  int64_t distance(int axis, int64_t step) const {
+    return std::abs(step) < axes_[axis].image ? step * layout_.axis_stride[axis] : 0;
+  }
+
   // Sets out what a box reads of some planes, each [runs * length] along the three axes. Along the last axis runs that
   // begin side by side are moved together, like planes that lie side by side.
   void set_out(const Box& part, const Reads (&reads)[3], const From* plane, int64_t planes, To* tile) const {
@@ -195,28 +202,29 @@ class Unfolder {
     for (run[0] = 0; run[0] < reads[0].runs; ++run[0])
       for (run[1] = 0; run[1] < reads[1].runs; ++run[1]) {
         Block block{{planes}, {layout_.stride[2]}, {slots, slice, row, 1}};
-        const From* from = plane;
+        int64_t offset = 0;
         To* to = tile;
         for (int axis = 0; axis < 2; ++axis) {
           const WindowAxis& window = axes_[axis];
           const RunPart inside =
               window.inside(reads[axis].first(window, part.first[axis], run[axis]), reads[axis].length);
           block.count[1 + axis] = inside.end - inside.begin;
-          block.from_stride[1 + axis] = window.stride * layout_.axis_stride[axis];
-          from += inside.index * layout_.axis_stride[axis];
+          if (block.count[1 + axis] <= 0) continue;
+          block.from_stride[1 + axis] = distance(axis, window.stride);
+          offset += inside.index * layout_.axis_stride[axis];
           to += (run[axis] * reads[axis].length + inside.begin) * block.to_stride[1 + axis];
         }
         if (block.count[1] <= 0 || block.count[2] <= 0) continue;
         const WindowAxis& window = axes_[2];
-        block.from_stride[3] = window.stride * layout_.axis_stride[2];
+        block.from_stride[3] = distance(2, window.stride);
         const int64_t step = reads[2].step(window);
-        if (runs_together) block.from_stride[0] = step * layout_.axis_stride[2], block.to_stride[0] = reads[2].length;
+        if (runs_together) block.from_stride[0] = distance(2, step), block.to_stride[0] = reads[2].length;
         for (run[2] = 0; run[2] < reads[2].runs; run[2] += runs_together ? reads[2].runs : 1)
           window.for_each_inside(reads[2].first(window, part.first[2], run[2]), step, runs_together ? reads[2].runs : 1,
                                  reads[2].length, [&](int64_t first, int64_t runs, const RunPart& inside) {
                                    if (runs_together) block.count[0] = runs;
                                    block.count[3] = inside.end - inside.begin;
-                                   move_(from + inside.index * layout_.axis_stride[2],
+                                   move_(plane + offset + inside.index * layout_.axis_stride[2],
                                          to + (run[2] + first) * reads[2].length + inside.begin, block);
                                  });
       }
@@ -256,22 +264,23 @@ class Unfolder {
       unravel<3>(i % taps_, {axes_[0].kernel, axes_[1].kernel, axes_[2].kernel}, tap);
       To* const to = columns_ + (plane * taps_ + i) * row_stride_ + target;
       Block block{{1}, {0}, {0, axes_[1].positions * axes_[2].positions, axes_[2].positions, 1}};
-      const From* from = image_ + layout_.plane_offset(plane + i / taps_);
+      int64_t offset = layout_.plane_offset(plane + i / taps_);
       To* inside_to = to;
       for (int axis = 0; axis < 3; ++axis) {
         const WindowAxis& window = axes_[axis];
         const RunPart inside = window.inside(
             part.first[axis] * window.stride + tap[axis] * window.dilation - window.padding_low, part.count[axis]);
         block.count[1 + axis] = inside.end - inside.begin;
-        block.from_stride[1 + axis] = window.stride * layout_.axis_stride[axis];
-        from += inside.index * layout_.axis_stride[axis];
+        if (block.count[1 + axis] <= 0) continue;
+        block.from_stride[1 + axis] = distance(axis, window.stride);
+        offset += inside.index * layout_.axis_stride[axis];
         inside_to += inside.begin * block.to_stride[1 + axis];
       }
       for (int64_t j = 0; j < part.count[0]; ++j)
         for (int64_t k = 0; k < part.count[1]; ++k)
           std::memset(static_cast<void*>(to + j * block.to_stride[1] + k * block.to_stride[2]), 0,
                       part.count[2] * sizeof(To));
-      if (block.count[1] > 0 && block.count[2] > 0 && block.count[3] > 0) move_(from, inside_to, block);
+      if (block.count[1] > 0 && block.count[2] > 0 && block.count[3] > 0) move_(image_ + offset, inside_to, block);
     }
   }
 
