@@ -4,7 +4,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <initializer_list>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -23,7 +22,6 @@ struct Shown {
   size_t count;
 };
 inline Shown shown(const Sizes& sizes) { return {sizes.data(), sizes.size()}; }
-inline Shown shown(std::initializer_list<int64_t> sizes) { return {sizes.begin(), sizes.size()}; }
 inline Shown shown(const Tensor& tensor) {
   const auto sizes = tensor.sizes();
   return {sizes.data(), sizes.size()};
@@ -52,11 +50,11 @@ inline const char* name_of(const Tensor& tensor) { return torch::headeronly::toS
 
 // The product of sizes, times the bytes of an element, must fit 63 bits. A size of zero counts as one, so that the
 // product of some of the sizes fits as well.
-inline void check_bytes(const char* what, const Tensor& like, std::initializer_list<int64_t> factors) {
+inline void check_bytes(const char* what, const Tensor& like, const Sizes& sizes) {
   int64_t bytes = element_size(like.scalar_type());
   bool overflow = false;
-  for (const int64_t factor : factors) overflow |= __builtin_mul_overflow(bytes, factor == 0 ? 1 : factor, &bytes);
-  check(!overflow, what, " must take fewer than 2^63 bytes, but got ", shown(factors), " elements");
+  for (const int64_t size : sizes) overflow |= __builtin_mul_overflow(bytes, std::max<int64_t>(1, size), &bytes);
+  check(!overflow, what, " must take fewer than 2^63 bytes, but got size ", shown(sizes));
 }
 
 // The arguments of a sliding window, as every op takes them: one number per spatial axis.

@@ -57,15 +57,14 @@ bool is_channels_last(const Tensor& tensor) {
 
 // A convolution's result has the memory format that torch's own op returns: channels_last if one of the operands is,
 // except where torch has no such path (3-D in float64 and the integers; float64 on CUDA).
-Tensor empty_result(Sizes sizes, const Tensor& first, const Tensor& second) {
+Tensor empty_result(const Sizes& sizes, const Tensor& first, const Tensor& second) {
   const ScalarType dtype = first.scalar_type();
   bool channels_last = is_channels_last(first) || is_channels_last(second);
   const bool has_3d = is_16bit_float(dtype) || dtype == ScalarType::Float || dtype == ScalarType::ComplexFloat ||
                       dtype == ScalarType::ComplexDouble;
   if (sizes.size() == 5 && !has_3d) channels_last = false;
   if (first.is_cuda() && dtype == ScalarType::Double) channels_last = false;
-  return empty_tensor(
-      first, channels_last ? channels_last_extents(std::move(sizes)) : contiguous_extents(std::move(sizes)), dtype);
+  return empty_tensor(first, channels_last ? channels_last_extents(sizes) : contiguous_extents(sizes), dtype);
 }
 
 template <int Rank>
@@ -119,15 +118,11 @@ Tensor col2im_op(const Tensor& columns, const Sizes& input_size, const Sizes& ke
           " (expected size of input's dimension 2 to match the calculated number of sliding blocks ",
           geometry.position_numel(), "), but got ", columns.size(2));
     const int64_t channels = columns.size(1) / taps;
-    int64_t numel = 1;
-    bool overflow = false;
-    for (const int64_t size : input_size) overflow |= __builtin_mul_overflow(numel, size, &numel);
-    check(!overflow, "output_size must have a product that fits 63 bits, but got ", shown(input_size));
-    check_bytes("output", columns, {batch, channels, numel});
+    const Sizes sizes = with_axes<Rank>(batch, channels, geometry.image);
+    check_bytes("output", columns, sizes);
     dispatch_sum(columns.scalar_type(), [](auto) {});
     const auto device = guard(columns);
-    Tensor image = empty_tensor(columns, contiguous_extents(with_axes<Rank>(batch, channels, geometry.image)),
-                                columns.scalar_type());
+    Tensor image = empty_tensor(columns, contiguous_extents(sizes), columns.scalar_type());
     const int64_t strides[] = {columns.stride(0), columns.stride(1), columns.stride(2)};
     if (image.numel() > 0)
       col2im<Rank>(place_of(columns), columns.data_ptr(), columns.scalar_type(), batch, channels, strides, geometry,
@@ -172,9 +167,10 @@ Tensor conv_op(const Tensor& input, const Tensor& weight, const std::optional<Te
           " channels), but got ", input.size(1), " channels instead");
     check_bias(bias, input, weight.size(0));
     const auto geometry = make_geometry<Rank>(input.sizes().data() + 2, window);
-    check_bytes("output", input, {input.size(0), weight.size(0), geometry.position_numel()});
+    const Sizes sizes = with_axes<Rank>(input.size(0), weight.size(0), geometry.positions);
+    check_bytes("output", input, sizes);
     const auto device = guard(input);
-    Tensor output = empty_result(with_axes<Rank>(input.size(0), weight.size(0), geometry.positions), input, weight);
+    Tensor output = empty_result(sizes, input, weight);
     conv<Rank>(place_of(input), input, weight, contiguous(bias), geometry, groups, output);
     return output;
   });
@@ -204,14 +200,10 @@ Tensor conv_input_grad_op(const Tensor& grad_output, const Tensor& weight, const
     check(std::equal(geometry.positions, geometry.positions + Rank, grad_output.sizes().data() + 2),
           "grad_output must have the size of the convolution's output, ", shown(geometry.positions), ", but got ",
           shown(grad_output));
-    int64_t numel = 1;
-    bool overflow = false;
-    for (const int64_t size : input_size) overflow |= __builtin_mul_overflow(numel, size, &numel);
-    check(!overflow, "input_size must have a product that fits 63 bits, but got ", shown(input_size));
-    check_bytes("output", grad_output, {grad_output.size(0), channels, numel});
+    const Sizes sizes = with_axes<Rank>(grad_output.size(0), channels, geometry.image);
+    check_bytes("output", grad_output, sizes);
     const auto device = guard(grad_output);
-    Tensor grad_input =
-        empty_result(with_axes<Rank>(grad_output.size(0), channels, geometry.image), grad_output, weight);
+    Tensor grad_input = empty_result(sizes, grad_output, weight);
     if (grad_input.numel() > 0)
       conv_input_grad<Rank>(place_of(grad_output), grad_output, weight, contiguous(bias), geometry, groups, grad_input);
     return grad_input;
@@ -233,9 +225,9 @@ Tensor conv_weight_grad_op(const Tensor& grad_output, const Tensor& input, const
     check(std::equal(geometry.positions, geometry.positions + Rank, grad_output.sizes().data() + 2),
           "grad_output must have the size of the convolution's output, ", shown(geometry.positions), ", but got ",
           shown(grad_output));
-    check_bytes("grad_weight", input, {grad_output.size(1), input.size(1) / groups, geometry.tap_numel()});
-    const auto device = guard(input);
     const Sizes sizes = with_axes<Rank>(grad_output.size(1), input.size(1) / groups, geometry.kernel);
+    check_bytes("grad_weight", input, sizes);
+    const auto device = guard(input);
     if (input.size(0) == 0) return torch::stable::new_zeros(input, sizes);
     Tensor grad_weight = empty_tensor(input, contiguous_extents(sizes), input.scalar_type());
     if (grad_weight.numel() > 0)
