@@ -11,13 +11,14 @@ compiled kernels). The error is below about 1 MiB; elsewhere the answer is None.
 """
 
 import ctypes
-import gc
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from benchmarks.timing import no_garbage_collection
 
 CUDA_ALLOCATION_BYTES = 512
 """torch's CUDA allocator rounds every block up to a multiple of this."""
@@ -48,15 +49,15 @@ def _cuda_extra(run: Callable[[], Tensor], device: torch.device) -> int:
 
 
 def _resident_extra(run: Callable[[], Tensor]) -> int | None:
-    gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
     except (OSError, AttributeError, TypeError):  # not Linux, not glibc, or not allowed
         return None
-    before = _status_bytes("VmRSS")
-    result = run()
-    return max(0, _status_bytes("VmHWM") - before - result.nbytes)
+    with no_garbage_collection():
+        before = _status_bytes("VmRSS")
+        result = run()
+        return max(0, _status_bytes("VmHWM") - before - result.nbytes)
 
 
 def _status_bytes(key: str) -> int:

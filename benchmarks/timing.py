@@ -7,7 +7,8 @@ turn in one process, A B A B, and the report gives the median of the ratios of n
 import gc
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -141,14 +142,20 @@ def take_turns(runs: Sequence[Run], clock: Clock, max_rounds: int, seconds: floa
         for _ in range(WARM_UP_CALLS):
             run()
     times: list[list[float]] = [[] for _ in runs]
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()
-    try:
+    with no_garbage_collection():
         while len(times[0]) < max_rounds and (len(times[0]) < MIN_ROUNDS or clock.now() < deadline):
             for run, measured in zip(runs, times, strict=True):
                 measured.append(clock.measure(run))
+    return times
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Keeps Python from looking for garbage in the midst of a measurement."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        yield
     finally:
         if collecting:
             gc.enable()
-    return times

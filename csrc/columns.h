@@ -64,7 +64,7 @@ void store(void* stream, const void* values, ScalarType from, const void* bias, 
 // larger matrices do; a stride of 0 means that they do not.
 
 template <int Rank>
-void im2col(const Place& place, const void* image, ScalarType from, const PlaneLayout<Rank>& layout,
+void im2col([[maybe_unused]] const Place& place, const void* image, ScalarType from, const PlaneLayout<Rank>& layout,
             const Geometry<Rank>& geometry, PositionRange range, void* columns, ScalarType to,
             [[maybe_unused]] int64_t row_stride = 0) {
 #ifdef UNFOLDCONV_WITH_CUDA
@@ -74,7 +74,7 @@ void im2col(const Place& place, const void* image, ScalarType from, const PlaneL
 }
 
 template <int Rank>
-void col2im(const Place& place, const void* columns, ScalarType dtype, int64_t batch, int64_t channels,
+void col2im([[maybe_unused]] const Place& place, const void* columns, ScalarType dtype, int64_t batch, int64_t channels,
             const int64_t (&column_stride)[3], const Geometry<Rank>& geometry, void* image) {
 #ifdef UNFOLDCONV_WITH_CUDA
   if (place.cuda)
@@ -84,9 +84,9 @@ void col2im(const Place& place, const void* columns, ScalarType dtype, int64_t b
 }
 
 template <int Rank>
-void store(const Place& place, const void* values, ScalarType from, const void* bias, PositionRange range,
-           const int64_t (&positions)[Rank], const PlaneLayout<Rank>& layout, void* output, ScalarType to,
-           bool accumulate = false, int64_t value_stride = 0) {
+void store([[maybe_unused]] const Place& place, const void* values, ScalarType from, const void* bias,
+           PositionRange range, const int64_t (&positions)[Rank], const PlaneLayout<Rank>& layout, void* output,
+           ScalarType to, bool accumulate = false, int64_t value_stride = 0) {
 #ifdef UNFOLDCONV_WITH_CUDA
   if (place.cuda)
     return cuda::store<Rank>(place.stream, values, from, bias, range, positions, layout, output, to, accumulate);

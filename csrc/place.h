@@ -33,7 +33,7 @@ inline void* current_cuda_stream(int32_t device) {
 }
 #endif
 
-inline Place place_of(const Tensor& tensor) {
+inline Place place_of([[maybe_unused]] const Tensor& tensor) {
 #ifdef UNFOLDCONV_WITH_CUDA
   if (tensor.is_cuda()) return {true, current_cuda_stream(tensor.get_device_index())};
 #endif
