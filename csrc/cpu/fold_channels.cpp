@@ -1,13 +1,7 @@
-// The input gradient of few channels that adjoin in memory, as are those of grad_output (channels_last).
+// The input gradient of few channels that adjoin in memory, as those of grad_output do (folded_input_grad.h).
 //
-//   columns[o, (t, u, c)] = sum over output channels m of grad_output[o, m] * weight[m, c, t, u]
-//   grad_input[i, x, c]   = bias[c] + sum over o, t with o * stride + t * dilation - padding = i, and over q, u with
-//                           q * stride + u - padding = x, of columns[(o, q), (t, u, c)]
-//
-// u being the tap along the last axis. All phases (phases.h) share one product, in whose columns the few channels of
-// all taps fill the lanes of vectors. The columns of a row of grad_output stay in cache until each row of grad_input
-// that they belong to is summed; there the channels and taps of a window are neighbours again, so that windows are
-// added up by vectors. A task owns some rows of grad_input, and computes the columns that it needs itself.
+// Columns have (tap, channel) in the lanes: a pixel of grad_output is multiplied where it lies. The channels and taps
+// of a row of a window are neighbours in them, as in grad_input, so that windows are added up by vectors.
 #include "../workspace.h"
 #include "correlation_types.h"
 #include "folded_input_grad.h"
@@ -16,8 +10,9 @@
 namespace unfoldconv::cpu {
 namespace {
 
-constexpr int64_t kMostChunks = 256;  // of a row that are computed at a time
-constexpr int64_t kLeastChunk = 4;    // elements; shorter ones leave too many lanes empty when windows are added up
+constexpr int64_t kMostChunks = 256;    // of a row that are computed at a time
+constexpr int64_t kLeastPositions = 6;  // of a row; fewer do not fill a tile
+constexpr int64_t kLeastChunk = 4;      // elements; shorter ones leave too many lanes empty when windows are added up
 
 // How a problem is cut up.
 template <int Rank>
@@ -201,7 +196,9 @@ bool fold_channels(const InputGrad<3>& problem) {
   const Geometry<3>& geometry = problem.geometry;
   const int64_t rows = input.count[2];
   if (rows > kDotColumns || rows * geometry.stride[2] < kLeastChunk) return false;
+  // Windows that do not overlap leave nothing to add up.
   if (geometry.kernel[2] <= geometry.stride[2] || geometry.dilation[2] > 1) return false;
+  if (geometry.positions[2] < kLeastPositions) return false;
   if (output.stride[2] != 1 || (rows > 1 && input.stride[2] != 1) || input.axis_stride[2] != rows) return false;
   bool done = false;
   with_terms(problem.grad_input.dtype, [&](const auto& terms) { done = run(terms, problem); });

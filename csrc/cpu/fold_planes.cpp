@@ -9,9 +9,10 @@
 namespace unfoldconv::cpu {
 namespace {
 
-constexpr int64_t kMostChunks = 512;   // of a row that are computed at a time
-constexpr int64_t kLeastChannels = 8;  // fewer are not worth columns
-constexpr int64_t kLeastColumns = 6;   // fewer are not worth a panel
+constexpr int64_t kMostChunks = 512;     // of a row that are computed at a time
+constexpr int64_t kLeastChannels = 8;    // fewer are not worth columns
+constexpr int64_t kLeastPositions = 24;  // of a row; fewer leave too many lanes empty
+constexpr int64_t kLeastColumns = 6;     // fewer are not worth a panel
 
 template <int Rank>
 struct Plan : FoldedRows<Rank> {
@@ -161,6 +162,8 @@ bool fold_planes(const InputGrad<3>& problem) {
   const Geometry<3>& geometry = problem.geometry;
   const int64_t columns = geometry.tap_numel() / geometry.kernel[0] * input.count[2];
   if (input.count[2] > kDotColumns || output.count[2] < kLeastChannels || columns < kLeastColumns) return false;
+  // Windows that do not overlap leave nothing to add up.
+  if (geometry.kernel[2] <= geometry.stride[2] || geometry.positions[2] < kLeastPositions) return false;
   if (output.axis_stride[2] != 1 || input.axis_stride[2] != 1) return false;
   bool done = false;
   with_wide_terms(problem.grad_input.dtype, [&](const auto& terms) { done = run(terms, problem); });
