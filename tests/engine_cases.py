@@ -60,6 +60,7 @@ _PLANES: dict[str, dict[str, Any]] = {
     "strips_of_a_long_row": {"in_channels": 5, "out_channels": 6, "input_size": (3, 290), "kernel_size": (3, 2)},
     "strips_apart": {"in_channels": 3, "out_channels": 33, "input_size": (8, 60), "kernel_size": (2, 3)}
     | {"stride": (4, 4), "padding": ((1, 0), (5, 3))},
+    "strips_of_many_channels": {"in_channels": 31, "out_channels": 20, "input_size": (2, 70), "kernel_size": (1, 2)},
     "strips_of_groups": _grouped(2, 3, 9, input_size=(4, 17), kernel_size=(2, 3)),
     # Few rows of the gradient, whose windows overlap by one chunk and by more, in two pieces; taps that reach no row.
     "folded": {"in_channels": 2, "out_channels": 24, "input_size": (9, 20), "kernel_size": (3, 5), "stride": (2, 2)},

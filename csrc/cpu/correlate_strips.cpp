@@ -1,4 +1,5 @@
-// The correlation engine for few channels that adjoin in memory, with output channels in the lanes (correlation.h).
+// The correlation engine for short sums over channels that adjoin in memory, with output channels in the lanes
+// (correlation.h).
 //
 // A row of a patch, all taps along the last axis and all channels of each, is then one strip of memory. A task owns
 // some rows of the output. It copies the rows of the image that they read into cache, with zeros for the border, from
@@ -12,10 +13,12 @@
 namespace unfoldconv::cpu {
 namespace {
 
-constexpr int64_t kMostChannels = 7;  // more make runs that are worth their set-up
-constexpr int64_t kMostTerms = kBlockTerms<float>;
+// With more channels than these a row of the image has to be long: another engine fills tiles across rows.
+constexpr int64_t kFewChannels = 7, kMostChannels = 256;
+constexpr int64_t kLeastPositions = 12, kLongRow = 64;
 constexpr int64_t kMostPositions = 256;  // of a row that are computed at a time
-constexpr int64_t kLeastPositions = 12;  // fewer are not worth a call of the kernel
+// Where tiles multiply many terms at a time, longer sums are theirs.
+constexpr int64_t kShortSum = 64;
 
 template <class T, class From>
 const StripTiles<T, From>& strip_tiles() {
@@ -117,7 +120,8 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const ImageRows<Rank> image_rows(geometry, problem.batch(), channels);
   const int64_t strips = image_rows.kernel_rows, length = image_rows.taps * channels;
   const int64_t strip_terms = Terms::count(length), term_count = strips * strip_terms;
-  if (term_count > kMostTerms) return false;
+  if (term_count > kBlockTerms<T>) return false;
+  if (terms.tiles.depth > 1 && (channels > kFewChannels || term_count > kShortSum)) return false;
   const int64_t padded_rows = round_up(rows, tiles.lanes);
   // Panels of as many vectors each as can be.
   const int64_t vectors = padded_rows / tiles.lanes, panels = ceil_div(vectors, tiles.vectors);
@@ -142,7 +146,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const int64_t splits = ceil_div(image_rows.pieces, split), tasks = groups * splits;
   if (Report* const report = Report::wanted()) {
     report->engine(Engine::channels, "", tasks, count.bytes(), shared_count.bytes(),
-                   "few channels that adjoin in memory: rows of patches are multiplied where they lie");
+                   "short sums over channels that adjoin in memory: rows of patches are multiplied where they lie");
     return true;
   }
   const Tensor shared = allocate_bytes(shared_count.bytes(), problem.like);
@@ -192,7 +196,8 @@ bool correlate_strips(const Correlation<3>& problem) {
   const Geometry<3>& geometry = problem.geometry;
   const PlaneLayout<3>&image = problem.image.layout, &output = problem.outputs[0].layout;
   const int64_t channels = problem.channels();
-  if (problem.variants() > 1 || channels > kMostChannels || geometry.positions[2] < kLeastPositions) return false;
+  if (problem.variants() > 1 || channels > kMostChannels) return false;
+  if (geometry.positions[2] < (channels > kFewChannels ? kLongRow : kLeastPositions)) return false;
   if (geometry.dilation[2] != 1 && geometry.kernel[2] > 1) return false;
   if (channels > 1 && (image.stride[2] != 1 || image.axis_stride[2] != channels)) return false;
   if (output.stride[2] != 1 || problem.rows() <= kDotColumns) return false;

@@ -181,9 +181,9 @@ bool run(const Terms& terms, const InputGrad<Rank>& problem) {
       const int64_t pixel = row.first * geometry.stride[last] - geometry.padding_low[last];
       const int64_t from = std::max<int64_t>(0, -pixel);
       const int64_t to = std::min(row.chunks * geometry.stride[last], geometry.image[last] - pixel);
-      int64_t offset = row.at[0] * input.stride[0] + (pixel + from) * plan.rows;
-      for (int axis = 0; axis < last; ++axis) offset += row.at[axis + 1] * input.axis_stride[axis];
-      if (from < to) terms.pack.store(buffers.sums + from * plan.rows, target + offset, 1, (to - from) * plan.rows);
+      if (from < to)
+        terms.pack.store(buffers.sums + from * plan.rows, target + plan.offset_of(row, pixel + from, input), 1,
+                         (to - from) * plan.rows);
     }
   });
   return true;

@@ -97,8 +97,15 @@ struct FoldedRows {
       }
   }
 
+  // Where a pixel of a row lies at channel 0, in elements of grad_input.
+  static int64_t offset_of(const Row& row, int64_t pixel, const PlaneLayout<Rank>& input) {
+    int64_t offset = row.at[0] * input.stride[0] + pixel * input.axis_stride[last];
+    for (int axis = 0; axis < last; ++axis) offset += row.at[axis + 1] * input.axis_stride[axis];
+    return offset;
+  }
+
   // Calls f(first, count, offset) with those of the row's pixels at `phase` of a chunk, one per chunk, that are in the
-  // image: `first` counts chunks from the beginning of the row, `offset` elements of grad_input at channel 0.
+  // image: `first` counts chunks from the beginning of the row; `offset` is that of the first of them.
   template <class F>
   void for_pixels(const Row& row, const Geometry<Rank>& geometry, const PlaneLayout<Rank>& input, int64_t phase,
                   const F& f) const {
@@ -106,9 +113,7 @@ struct FoldedRows {
     const int64_t pixel = row.first * stride + phase - geometry.padding_low[last];
     const int64_t begin = std::clamp<int64_t>(ceil_div(-pixel, stride), 0, row.chunks);
     const int64_t end = std::clamp<int64_t>(ceil_div(geometry.image[last] - pixel, stride), begin, row.chunks);
-    int64_t offset = row.at[0] * input.stride[0] + (pixel + begin * stride) * input.axis_stride[last];
-    for (int axis = 0; axis < last; ++axis) offset += row.at[axis + 1] * input.axis_stride[axis];
-    if (begin < end) f(begin, end - begin, offset);
+    if (begin < end) f(begin, end - begin, offset_of(row, pixel + begin * stride, input));
   }
 };
 
