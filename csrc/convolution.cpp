@@ -4,6 +4,7 @@
 #include "columns_engine.h"
 #include "cpu/correlation.h"
 #include "cpu/depthwise.h"
+#include "cpu/folded_input_grad.h"
 #include "cpu/weight_sums.h"
 #include "engine.h"
 #include "phases.h"
@@ -80,6 +81,9 @@ void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor
   if (use_depthwise<Rank>(place, input, output, &weight, geometry))
     return cpu::depthwise_input_grad(grad_output, weight, bias, geometry, groups, grad_input);
   const Planes<Rank> weights = weight_planes<Rank>(weight, groups, /*swap=*/true);
+  if (!place.cuda && !reaches_far(geometry) &&
+      cpu::fold_input_grad<Rank>({output, input, weights, geometry, bias_data(bias), grad_output}))
+    return;
   const int64_t rows = input.layout.count[2];
   const int64_t longest_run = longest_shared_run<Rank>(place, rows, weights.dtype);
   std::vector<AxisPhase> axes[Rank];

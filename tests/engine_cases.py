@@ -52,6 +52,27 @@ _PLANES: dict[str, dict[str, Any]] = {
     | {"stride": (2, 2), "padding": ((3, 3), (3, 3)), "bias": True},
     "one_channel": {"in_channels": 1, "out_channels": 9, "input_size": (4, 500), **_SQUARE, "bias": True},
     "few_far_taps": {"in_channels": 2, "out_channels": 17, "input_size": (5, 120), **_SQUARE, "dilation": (1, 40)},
+    # Few channels whose rows of patches are strips of memory: strips of odd and even length, in two pieces, apart; one
+    # panel and two, lanes and positions left over.
+    "strips": {"in_channels": 3, "out_channels": 20, "input_size": (9, 61), **_SQUARE, "stride": (2, 2), "bias": True},
+    "strips_of_one_channel": {"in_channels": 1, "out_channels": 8, "input_size": (3, 12), "kernel_size": (2, 1)},
+    "strips_in_two_panels": {"in_channels": 2, "out_channels": 75, "input_size": (4, 14), **_SQUARE, "bias": True},
+    "strips_of_a_long_row": {"in_channels": 5, "out_channels": 6, "input_size": (3, 290), "kernel_size": (3, 2)},
+    "strips_apart": {"in_channels": 3, "out_channels": 33, "input_size": (8, 60), "kernel_size": (2, 3)}
+    | {"stride": (4, 4), "padding": ((1, 0), (5, 3))},
+    "strips_of_many_channels": {"in_channels": 31, "out_channels": 20, "input_size": (2, 70), "kernel_size": (1, 2)},
+    "strips_of_groups": _grouped(2, 3, 9, input_size=(4, 17), kernel_size=(2, 3)),
+    # Few rows of the gradient, whose windows overlap by one chunk and by more, in two pieces; taps that reach no row.
+    "folded": {"in_channels": 2, "out_channels": 24, "input_size": (9, 20), "kernel_size": (3, 5), "stride": (2, 2)},
+    "folded_in_two_pieces": {"in_channels": 3, "out_channels": 7, "input_size": (4, 1100), **_SQUARE, "stride": (1, 2)},
+    "folded_dilated": {"in_channels": 4, "out_channels": 9, "input_size": (11, 33), "kernel_size": (3, 7)}
+    | {"stride": (2, 1), "dilation": (3, 1), "padding": ((2, 4), (3, 0))},
+    "folded_interlaced": {"in_channels": 2, "out_channels": 9, "input_size": (4, 110), "kernel_size": (2, 4)}
+    | {"stride": (1, 3), "dilation": (1, 2), "padding": ((0, 1), (5, 0))},
+    "folded_far_padding": {"in_channels": 3, "out_channels": 10, "input_size": (4, 65), "kernel_size": (3, 7)}
+    | {"stride": (3, 3), "padding": ((4, 1), (8, 9))},
+    "folded_cropped": {"in_channels": 2, "out_channels": 8, "input_size": (7, 90), **_SQUARE, "stride": (2, 2)}
+    | {"padding": ((0, 2), (1, -7))},
     # Few channels under many taps; odd channels, whose pairs reach from tap to tap.
     "stem": {"in_channels": 3, "out_channels": 17, "input_size": (15, 19), "kernel_size": (7, 7), "stride": (2, 2)}
     | {"padding": ((3, 3), (3, 3)), "bias": True},
@@ -121,6 +142,8 @@ _VOLUMES: dict[str, dict[str, Any]] = {
     | {"padding": ((0, 0), (1, 1), (0, 0))},
     "wide": {"batch": 1, "in_channels": 4, "input_size": (2, 3, 80), **_SQUARE},
     "odd_rows": {"in_channels": 18, "out_channels": 20, "input_size": (3, 4, 9), **_SQUARE},
+    "folded": {"in_channels": 2, "out_channels": 9, "input_size": (5, 4, 60), **_SQUARE, "stride": (2, 1, 2)},
+    "strips": {"in_channels": 2, "out_channels": 9, "input_size": (3, 4, 26), **_SQUARE, "stride": (1, 2, 2)},
     "depthwise": _depthwise(9, input_size=(3, 4, 5), bias=True),
     "groups_4": _grouped(3, 4, 4, **_SQUARE, input_size=(3, 4, 5), stride=(1, 2, 1)),
 }
@@ -143,6 +166,8 @@ SHARED_CASES = [
               bias=True),
     make_case("few_channels", 2, batch=7, in_channels=3, out_channels=18, input_size=(21, 23), stride=(2, 2),
               **_BIASED),
+    make_case("few_channels_in_long_rows", 2, batch=7, in_channels=3, out_channels=18, input_size=(9, 53),
+              stride=(2, 2), **_BIASED),
     make_case("grouped", 2, batch=7, in_channels=12, out_channels=12, groups=3, input_size=(13, 11), **_BIASED),
     make_case("strided", 2, batch=7, in_channels=9, out_channels=17, input_size=(15, 13), stride=(2, 3), **_BIASED),
     make_case("shared_phases", 2, batch=7, in_channels=9, out_channels=16, input_size=(10, 14), kernel_size=(2, 2),

@@ -5,8 +5,8 @@
 // [terms, positions] in cache, and weights are broadcast. The other has output channels there: weights are packed as
 // panels [terms, channels] once, and patches are broadcast from where they lie; it wants neighbouring channels to be
 // neighbours in memory (channels_last). For few channels the first has a second way, which gathers no panel: rows of
-// the image as lines (image_lines.h). All sum an element of the output in the same order whatever the batch, the
-// position in it, and the number of threads.
+// the image as lines (image_lines.h); and so has the second for short sums: rows of patches as strips of memory. All
+// sum an element of the output in the same order whatever the batch, the position in it, and the number of threads.
 #pragma once
 
 #include "../correlation.h"
@@ -25,5 +25,7 @@ bool correlate_positions(const Correlation<3>& problem);
 bool correlate_channels(const Correlation<3>& problem);
 
 bool correlate_lines(const Correlation<3>& problem);
+
+bool correlate_strips(const Correlation<3>& problem);
 
 }  // namespace unfoldconv::cpu

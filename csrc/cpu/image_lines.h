@@ -20,15 +20,57 @@ struct LineTap {
   int64_t line, start;
 };
 
-// How the output is cut into pieces of its rows, and what the lines of one row of the image are.
+// How the output is cut into pieces of its rows.
 template <int Rank>
-struct LinePlan {
+struct RowPieces {
   static constexpr int last = Rank - 1;
 
   int64_t piece, row_pieces;  // positions of a piece, and pieces of an output row
   int64_t pieces;             // of all images
   int64_t taps;               // along the last axis
   int64_t kernel_rows;
+
+  RowPieces() = default;
+  // The positions of a piece are a multiple of `unit`, unless a row has fewer.
+  RowPieces(const Geometry<Rank>& geometry, int64_t batch, int64_t most_positions, int64_t unit) {
+    const int64_t row = geometry.positions[last];
+    row_pieces = std::max<int64_t>(1, ceil_div(row, most_positions));
+    piece = round_up(ceil_div(row, row_pieces), unit);
+    row_pieces = ceil_div(row, piece);
+    pieces = batch * row_pieces;
+    for (int axis = 0; axis < last; ++axis) pieces *= geometry.positions[axis];
+    taps = geometry.kernel[last];
+    kernel_rows = geometry.tap_numel() / taps;
+  }
+
+  // Neighbouring pieces follow each other along the axis before the last, so that they share rows of the image.
+  PositionPiece<Rank> at(int64_t index, const Geometry<Rank>& geometry) const {
+    PositionPiece<Rank> result{};
+    int64_t part = 0;
+    if constexpr (Rank > 1) {
+      result.index[last - 1] = index % geometry.positions[last - 1];
+      index /= geometry.positions[last - 1];
+    }
+    part = index % row_pieces;
+    index /= row_pieces;
+    for (int axis = last - 2; axis >= 0; --axis) {
+      result.index[axis] = index % geometry.positions[axis];
+      index /= geometry.positions[axis];
+    }
+    result.image = index;
+    result.index[last] = part * piece;
+    result.length = static_cast<int>(std::min(piece, geometry.positions[last] - part * piece));
+    return result;
+  }
+};
+
+// What the lines of one row of the image are.
+template <int Rank>
+struct LinePlan : RowPieces<Rank> {
+  using RowPieces<Rank>::last;
+  using RowPieces<Rank>::piece;
+  using RowPieces<Rank>::taps;
+
   bool shared;           // by taps; otherwise each tap has its line
   int64_t lines, reach;  // of a row of the image and channel; elements beyond those that the first position reads
   int64_t channels;      // in a set
@@ -38,15 +80,9 @@ struct LinePlan {
 
   LinePlan() = default;
   // halves: Terms::kHalves.
-  LinePlan(const Geometry<Rank>& geometry, int64_t batch, int64_t most_positions, int64_t halves) {
-    const int64_t row = geometry.positions[last], stride = geometry.stride[last], dilation = geometry.dilation[last];
-    row_pieces = std::max<int64_t>(1, ceil_div(row, most_positions));
-    piece = round_up(ceil_div(row, row_pieces), halves);
-    row_pieces = ceil_div(row, piece);
-    pieces = batch * row_pieces;
-    for (int axis = 0; axis < last; ++axis) pieces *= geometry.positions[axis];
-    taps = geometry.kernel[last];
-    kernel_rows = geometry.tap_numel() / taps;
+  LinePlan(const Geometry<Rank>& geometry, int64_t batch, int64_t most_positions, int64_t halves)
+      : RowPieces<Rank>(geometry, batch, most_positions, halves) {
+    const int64_t stride = geometry.stride[last], dilation = geometry.dilation[last];
     lines = std::min(taps, stride / std::gcd(stride, dilation));
     reach = (taps - 1) * dilation / stride;
     shared = lines * (piece + reach) <= taps * piece;
@@ -71,7 +107,7 @@ struct LinePlan {
       const int64_t kernel = geometry.kernel[axis], span = (kernel - 1) * geometry.dilation[axis] + 1;
       const int64_t columns = (count - 1) / std::max<int64_t>(1, geometry.positions[axis]) + 2;
       const int64_t rows = count * geometry.stride[axis] + columns * std::max<int64_t>(0, span - geometry.stride[axis]);
-      return std::min(count * kernel, rows) * (kernel_rows / kernel);
+      return std::min(count * kernel, rows) * (this->kernel_rows / kernel);
     }
   }
 
@@ -80,26 +116,6 @@ struct LinePlan {
     if (!shared) return {i, 0};
     // Lines are in the order of their first tap.
     return {i % lines, (first - i % lines * geometry.dilation[last]) / stride};
-  }
-
-  // Neighbouring pieces follow each other along the axis before the last, so that they share rows of the image.
-  PositionPiece<Rank> at(int64_t index, const Geometry<Rank>& geometry) const {
-    PositionPiece<Rank> result{};
-    int64_t part = 0;
-    if constexpr (Rank > 1) {
-      result.index[last - 1] = index % geometry.positions[last - 1];
-      index /= geometry.positions[last - 1];
-    }
-    part = index % row_pieces;
-    index /= row_pieces;
-    for (int axis = last - 2; axis >= 0; --axis) {
-      result.index[axis] = index % geometry.positions[axis];
-      index /= geometry.positions[axis];
-    }
-    result.image = index;
-    result.index[last] = part * piece;
-    result.length = static_cast<int>(std::min(piece, geometry.positions[last] - part * piece));
-    return result;
   }
 
   // Writes a set for the positions of a piece; `row` is the row of the image that it reads, at channel 0. Where the
@@ -193,12 +209,13 @@ void for_each_row_read(const PositionPiece<Rank>& piece, const Geometry<Rank>& g
 }
 
 // Brings the lines of some pieces into `memory`, and says in sets[piece, kernel row] which set they are, or -1 beyond
-// the border. `plane` is the image at its first of `channels` channels.
-template <class Terms, int Rank>
-void fetch_lines(const Terms& terms, const LinePlan<Rank>& lines, const Geometry<Rank>& geometry,
-                 const PlaneLayout<Rank>& image, const typename Terms::From* plane, int64_t channels,
-                 const Tap<Rank>* taps, const PositionPiece<Rank>* pieces, int64_t count, LineCache& cache,
-                 typename Terms::Element* memory, int64_t* sets) {
+// the border. `plane` is the image at its first of `channels` channels. Lines is LinePlan, or what fills sets
+// otherwise.
+template <class Terms, class Lines, int Rank>
+void fetch_lines(const Terms& terms, const Lines& lines, const Geometry<Rank>& geometry, const PlaneLayout<Rank>& image,
+                 const typename Terms::From* plane, int64_t channels, const Tap<Rank>* taps,
+                 const PositionPiece<Rank>* pieces, int64_t count, LineCache& cache, typename Terms::Element* memory,
+                 int64_t* sets) {
   constexpr int last = Rank - 1;
   const auto key = [&](int64_t row, const PositionPiece<Rank>& piece) {
     return row * lines.row_pieces + piece.index[last] / lines.piece;

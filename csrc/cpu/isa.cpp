@@ -108,6 +108,7 @@ const Kernels& kernels() {
       static const Kernels with_pairs = [] {
         Kernels kernels = avx512::kernels;
         kernels.tiles.bf16 = avx512_bf16::pair_tiles();
+        kernels.tiles.bf16_strips = avx512_bf16::pair_strips();
         return kernels;
       }();
       return with_pairs;
@@ -116,8 +117,10 @@ const Kernels& kernels() {
       static const Kernels with_tiles = [] {
         Kernels kernels = avx512::kernels;
         kernels.tiles.bf16 = amx::pair_tiles();
-        if (__builtin_cpu_supports("avx512bf16"))  // not a matter of course where tests model the tiles
+        if (__builtin_cpu_supports("avx512bf16")) {  // not a matter of course where tests model the tiles
           std::copy_n(avx512_bf16::pair_tiles().dots, kDotColumns, kernels.tiles.bf16.dots);
+          kernels.tiles.bf16_strips = avx512_bf16::pair_strips();
+        }
         return kernels;
       }();
       return with_tiles;

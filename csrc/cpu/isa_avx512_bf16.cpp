@@ -9,10 +9,14 @@
 #include "simd.h"
 // Needs the vectors of simd.h.
 #include "tile_instance.h"
+// Needs its products.
+#include "strip_tile_instance.h"
 
 namespace unfoldconv::cpu::avx512_bf16 {
 
 Tiles<Pair> pair_tiles() { return tiles<Pair>(); }
+
+StripTiles<Pair, BFloat16> pair_strips() { return strip_tiles<Pair, BFloat16>(); }
 
 }  // namespace unfoldconv::cpu::avx512_bf16
 #endif

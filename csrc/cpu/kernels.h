@@ -35,7 +35,8 @@ extern const Kernels kernels;
 }
 namespace avx512_bf16 {
 Tiles<Pair> pair_tiles();
-}
+StripTiles<Pair, BFloat16> pair_strips();
+}  // namespace avx512_bf16
 namespace amx {
 Tiles<Pair> pair_tiles();
 }

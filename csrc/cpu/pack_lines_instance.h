@@ -4,16 +4,6 @@ namespace {
 
 // --- lines -----------------------------------------------------------------------------------------------------------
 
-// The elements of T, and where they go.
-template <class T>
-struct ElementOf {
-  using type = T;
-};
-template <>
-struct ElementOf<Pair> {
-  using type = uint16_t;
-};
-
 // Writes a vector of elements as they stood in memory.
 template <class From, class Element>
 UNFOLDCONV_INLINE void put_raw(Vector<typename Raw<From>::Lane> raw, Element* to) {

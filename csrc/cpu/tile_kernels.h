@@ -13,6 +13,8 @@
 
 #include <cstdint>
 
+#include "../scalar.h"
+
 namespace unfoldconv::cpu {
 
 constexpr int kTileVectors = 4;
@@ -125,12 +127,77 @@ struct LineTiles {
   void (*tile[kLineVectors])(const LineTileArguments<T>&);  // by vectors less one
 };
 
+// The same for patches that are a few strips each, every strip a line of elements, which begin `step` elements further
+// in each patch than in the one before. With output channels in the lanes, and written as they are to lie in memory:
+//
+//   to[i * to_step + j] = bias[j] + sum over strips s and k < length of strip[s][i * step + k] * b[s, k][j]
+//
+// for i < count and j < lanes. The terms of a strip are rows of b, a vector or more wide; of Pairs, the last of an odd
+// number of elements is filled up by 0. The whole is one block of a sum.
+template <class T>
+struct ElementOf {
+  using type = T;
+};
+template <>
+struct ElementOf<Pair> {
+  using type = uint16_t;
+};
+
+template <class T, class To>
+struct StripArguments {
+  const typename ElementOf<T>::type* const* strip;
+  int64_t strips, length, step;
+  const T* b;
+  const typename SumOf<T>::type* bias;  // of whole vectors
+  To* to;
+  int64_t to_step, count;
+  int lanes;
+};
+
+template <class T, class To>
+struct StripTiles {
+  int lanes;                                                 // of a vector
+  int vectors;                                               // of the widest; 0 where the instance has none
+  void (*tile[kTileVectors])(const StripArguments<T, To>&);  // by vectors less one
+};
+
+// Adds up what neighbouring windows leave where they overlap:
+//
+//   to[p * chunk + e] = start[e] + sum over sources of from[p * pitch + e]
+//
+// for p < count and e < chunk, of each source the first `width` elements of a chunk. Elements are written in ascending
+// order; those of a vector beyond the last may be overwritten.
+template <class T>
+struct FoldSource {
+  const T* from;
+  int64_t width;
+};
+
+template <class T>
+struct FoldArguments {
+  const FoldSource<T>* sources;
+  int64_t source_count, pitch;
+  const T* start;  // whole vectors are read
+  T* to;
+  int64_t chunk, count;
+};
+
+template <class T>
+using Fold = void (*)(const FoldArguments<T>&);
+
 struct TileKernels {
   Tiles<float> f32;
   Tiles<double> f64;
   Tiles<Pair> bf16;
   LineTiles<float> f32_lines;
   LineTiles<double> f64_lines;
+  StripTiles<float, float> f32_strips;
+  StripTiles<double, double> f64_strips;
+  StripTiles<float, BFloat16> bf16_as_f32_strips;
+  StripTiles<float, Half> f16_as_f32_strips;
+  StripTiles<Pair, BFloat16> bf16_strips;
+  Fold<float> f32_fold;
+  Fold<double> f64_fold;
 };
 
 }  // namespace unfoldconv::cpu

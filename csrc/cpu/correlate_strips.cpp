@@ -1,0 +1,209 @@
+// The correlation engine for short sums over channels that adjoin in memory, with output channels in the lanes
+// (correlation.h).
+//
+// A row of a patch, all taps along the last axis and all channels of each, is then one strip of memory. A task owns
+// some rows of the output. It copies the rows of the image that they read into cache, with zeros for the border, from
+// where the kernel multiplies strips in place: nothing is gathered per position, and results are written as they are to
+// lie. The weight is packed as [panel of rows][row of the kernel][tap and channel][row].
+#include "../workspace.h"
+#include "correlation.h"
+#include "correlation_types.h"
+#include "image_lines.h"
+
+namespace unfoldconv::cpu {
+namespace {
+
+// With more channels than these a row of the image has to be long: another engine fills tiles across rows.
+constexpr int64_t kFewChannels = 7, kMostChannels = 256;
+constexpr int64_t kLeastPositions = 12, kLongRow = 64;
+constexpr int64_t kMostPositions = 256;  // of a row that are computed at a time
+// Where tiles multiply many terms at a time, longer sums are theirs.
+constexpr int64_t kShortSum = 64;
+
+template <class T, class From>
+const StripTiles<T, From>& strip_tiles() {
+  const TileKernels& tiles = kernels().tiles;
+  if constexpr (std::is_same_v<T, Pair>)
+    return tiles.bf16_strips;
+  else if constexpr (std::is_same_v<T, double>)
+    return tiles.f64_strips;
+  else if constexpr (std::is_same_v<From, BFloat16>)
+    return tiles.bf16_as_f32_strips;
+  else if constexpr (std::is_same_v<From, Half>)
+    return tiles.f16_as_f32_strips;
+  else
+    return tiles.f32_strips;
+}
+
+// Rows of the image in cache: what the positions of a piece read, from the first tap of the first position on.
+template <int Rank>
+struct ImageRows : RowPieces<Rank> {
+  using RowPieces<Rank>::last;
+  int64_t numel;  // of a row, in elements
+
+  ImageRows(const Geometry<Rank>& geometry, int64_t batch, int64_t channels)
+      : RowPieces<Rank>(geometry, batch, kMostPositions, 1) {
+    numel = length(this->piece, geometry) * channels + 1;  // pack.line fills up the last Pair
+    numel = round_up(numel, kAlignment);
+  }
+
+  // Pixels that so many positions read.
+  static int64_t length(int64_t positions, const Geometry<Rank>& geometry) {
+    return (positions - 1) * geometry.stride[last] + geometry.kernel[last];
+  }
+
+  template <class Terms, class Element>
+  void fill(const Terms& terms, const Geometry<Rank>& geometry, const PlaneLayout<Rank>& image,
+            const typename Terms::From* row, int64_t channels, const PositionPiece<Rank>& piece, Element* to) const {
+    const int64_t first = piece.index[last] * geometry.stride[last] - geometry.padding_low[last];
+    const int64_t count = length(piece.length, geometry);
+    const int64_t begin = std::clamp<int64_t>(-first, 0, count);
+    const int64_t end = std::clamp<int64_t>(geometry.image[last] - first, begin, count);
+    std::fill(to, to + begin * channels, Element{});
+    const int64_t step = channels == 1 ? image.axis_stride[last] : 1;
+    if (begin < end)
+      terms.pack.line(row + (first + begin) * image.axis_stride[last], step,
+                      reinterpret_cast<typename Terms::T*>(to + begin * channels), (end - begin) * channels);
+    std::fill(to + end * channels, to + count * channels, Element{});
+  }
+};
+
+template <class Terms>
+struct Buffers {
+  using Element = typename Terms::Element;
+  Element *rows, *zeros;
+  LineCache::Slot* slots;
+  int64_t* sets;          // of each row of the kernel
+  const Element** strip;  // where each row of the first patch begins
+};
+
+// The weight of a panel of rows as [row of the kernel][term][lane], 0 beyond the last row and element.
+template <class Terms, int Rank>
+void pack_panel(const Planes<Rank>& weight, const Geometry<Rank>& geometry, int64_t group, int64_t first, int64_t rows,
+                int64_t width, typename Terms::Element* to) {
+  using From = typename Terms::From;
+  const auto& layout = weight.layout;
+  constexpr int64_t halves = Terms::kHalves;
+  const int64_t channels = layout.count[2], taps = geometry.kernel[Rank - 1], length = taps * channels;
+  for (int64_t strip = 0; strip < geometry.tap_numel() / taps; ++strip)
+    for (int64_t k = 0; k < round_up(length, halves); ++k) {
+      int64_t index[Rank],
+          offset = group * layout.stride[0] + first * layout.stride[1] + k % channels * layout.stride[2];
+      unravel<Rank>(strip * taps + k / channels % taps, geometry.kernel, index);
+      for (int axis = 0; axis < Rank; ++axis) offset += index[axis] * layout.axis_stride[axis];
+      const From* const from = reinterpret_cast<const From*>(weight.data) + offset;
+      auto* const row = to + (strip * round_up(length, halves) + k / halves * halves) * width + k % halves;
+      for (int64_t lane = 0; lane < width; ++lane) {
+        typename Terms::Element value{};
+        if (lane < rows && k < length) {
+          if constexpr (halves == 2)
+            std::memcpy(&value, from + lane * layout.stride[1], sizeof value);
+          else
+            value = static_cast<typename Terms::T>(from[lane * layout.stride[1]]);
+        }
+        row[lane * halves] = value;
+      }
+    }
+}
+
+template <class Terms, int Rank>
+bool run(const Terms& terms, const Correlation<Rank>& problem) {
+  using T = typename Terms::T;
+  using From = typename Terms::From;
+  using Sum = typename Terms::Sum;
+  using Element = typename Terms::Element;
+  const StripTiles<T, From>& tiles = strip_tiles<T, From>();
+  if (tiles.vectors == 0) return false;
+  const Geometry<Rank>& geometry = problem.geometry;
+  const PlaneLayout<Rank>&image = problem.image.layout, &output = problem.outputs[0].layout;
+  const int64_t groups = problem.groups(), rows = problem.rows(), channels = problem.channels();
+  const ImageRows<Rank> image_rows(geometry, problem.batch(), channels);
+  const int64_t strips = image_rows.kernel_rows, length = image_rows.taps * channels;
+  const int64_t strip_terms = Terms::count(length), term_count = strips * strip_terms;
+  if (term_count > kBlockTerms<T>) return false;
+  if (terms.tiles.depth > 1 && (channels > kFewChannels || term_count > kShortSum)) return false;
+  const int64_t padded_rows = round_up(rows, tiles.lanes);
+  // Panels of as many vectors each as can be.
+  const int64_t vectors = padded_rows / tiles.lanes, panels = ceil_div(vectors, tiles.vectors);
+  const int64_t panel_rows = ceil_div(vectors, panels) * tiles.lanes;
+
+  const auto carve = [&](Carver& carver) {
+    return Buffers<Terms>{carver.take<Element>(strips * image_rows.numel), carver.take<Element>(image_rows.numel),
+                          carver.take<LineCache::Slot>(strips), carver.take<int64_t>(strips),
+                          carver.take<const Element*>(strips)};
+  };
+  Carver count;
+  carve(count);
+  if (count.bytes() > workspace_limit().cpu) return false;
+
+  const auto carve_shared = [&](Carver& carver) {
+    return std::make_tuple(carver.take<T>(groups * term_count * padded_rows), carver.take<Sum>(groups * padded_rows),
+                           carver.take<Tap<Rank>>(geometry.tap_numel()));
+  };
+  Carver shared_count;
+  carve_shared(shared_count);
+  const int64_t split = ceil_div(image_rows.pieces, std::min(image_rows.pieces, kTasksPerProblem));
+  const int64_t splits = ceil_div(image_rows.pieces, split), tasks = groups * splits;
+  if (Report* const report = Report::wanted()) {
+    report->engine(Engine::channels, "", tasks, count.bytes(), shared_count.bytes(),
+                   "short sums over channels that adjoin in memory: rows of patches are multiplied where they lie");
+    return true;
+  }
+  const Tensor shared = allocate_bytes(shared_count.bytes(), problem.like);
+  Carver shared_carver(shared);
+  const auto [packed, bias, tap_list] = carve_shared(shared_carver);
+  for (int64_t group = 0; group < groups; ++group)
+    for (int64_t row = 0; row < rows; row += panel_rows)
+      pack_panel<Terms, Rank>(problem.weights[0], geometry, group, row, std::min(panel_rows, rows - row),
+                              std::min(panel_rows, padded_rows - row),
+                              reinterpret_cast<Element*>(packed + (group * padded_rows + row) * term_count));
+  if (problem.bias)
+    widen_bias<Terms>(problem.bias, groups, 1, rows, padded_rows, bias);
+  else
+    std::fill_n(bias, groups * padded_rows, Sum{});
+  list_taps<Rank>(geometry, image.axis_stride, tap_list);
+
+  const bool serial =
+      2. * problem.batch() * geometry.position_numel() * groups * rows * channels * geometry.tap_numel() < kSerialFlops;
+  run_tasks(tasks, serial, problem.like, carve, [&](int64_t task, const auto& buffers) {
+    const int64_t group = task / splits, first = task % splits * split;
+    const int64_t end = std::min(image_rows.pieces, first + split);
+    const From* const plane = reinterpret_cast<const From*>(problem.image.data) + group * image.stride[1];
+    From* const result = reinterpret_cast<From*>(problem.outputs[0].data) + group * output.stride[1];
+    std::fill_n(buffers.zeros, image_rows.numel, Element{});
+    LineCache cache(buffers.slots, strips);
+    for (int64_t index = first; index < end; ++index) {
+      const PositionPiece<Rank> piece = image_rows.at(index, geometry);
+      fetch_lines(terms, image_rows, geometry, image, plane, channels, tap_list, &piece, 1, cache, buffers.rows,
+                  buffers.sets);
+      for (int64_t i = 0; i < strips; ++i)
+        buffers.strip[i] = buffers.sets[i] < 0 ? buffers.zeros : buffers.rows + buffers.sets[i] * image_rows.numel;
+      for (int64_t row = 0; row < rows; row += panel_rows) {
+        const int64_t width = std::min(panel_rows, padded_rows - row), panel = group * padded_rows + row;
+        tiles.tile[width / tiles.lanes - 1](
+            {buffers.strip, strips, length, geometry.stride[Rank - 1] * channels, packed + panel * term_count,
+             bias + panel, result + offset_of<Rank>(piece, output) + row, output.axis_stride[Rank - 1], piece.length,
+             static_cast<int>(std::min(width, rows - row))});
+      }
+    }
+  });
+  return true;
+}
+
+}  // namespace
+
+bool correlate_strips(const Correlation<3>& problem) {
+  const Geometry<3>& geometry = problem.geometry;
+  const PlaneLayout<3>&image = problem.image.layout, &output = problem.outputs[0].layout;
+  const int64_t channels = problem.channels();
+  if (problem.variants() > 1 || channels > kMostChannels) return false;
+  if (geometry.positions[2] < (channels > kFewChannels ? kLongRow : kLeastPositions)) return false;
+  if (geometry.dilation[2] != 1 && geometry.kernel[2] > 1) return false;
+  if (channels > 1 && (image.stride[2] != 1 || image.axis_stride[2] != channels)) return false;
+  if (output.stride[2] != 1 || problem.rows() <= kDotColumns) return false;
+  bool done = false;
+  with_terms(problem.image.dtype, [&](const auto& terms) { done = run(terms, problem); });
+  return done;
+}
+
+}  // namespace unfoldconv::cpu

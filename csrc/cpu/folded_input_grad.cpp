@@ -1,0 +1,27 @@
+#include "folded_input_grad.h"
+
+#include "../engine.h"
+
+namespace unfoldconv::cpu {
+
+template <int Rank>
+bool fold_input_grad(const InputGrad<Rank>& any_rank) {
+  // One instance of the engines serves every rank.
+  const InputGrad<3> problem{with_leading_axes<3>(any_rank.grad_output),
+                             with_leading_axes<3>(any_rank.grad_input),
+                             with_leading_axes<3>(any_rank.weight),
+                             with_leading_axes<3>(any_rank.geometry),
+                             any_rank.bias,
+                             any_rank.like};
+  if (problem.grad_input.layout.count[1] > 1 || problem.grad_output.layout.count[2] < 2) return false;
+  if (problem.grad_input.layout.plane_numel() * problem.geometry.image_numel() == 0) return false;
+  if (may_use(Engine::channels) && fold_channels(problem)) return true;
+  return may_use(Engine::positions) && fold_planes(problem);
+}
+
+#define UNFOLDCONV_INSTANTIATE(RANK) template bool fold_input_grad<RANK>(const InputGrad<RANK>&);
+UNFOLDCONV_INSTANTIATE(1)
+UNFOLDCONV_INSTANTIATE(2)
+UNFOLDCONV_INSTANTIATE(3)
+
+}  // namespace unfoldconv::cpu
