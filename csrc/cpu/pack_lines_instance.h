@@ -50,10 +50,14 @@ UNFOLDCONV_INLINE int64_t put_stepped(const From* from, int64_t step, Element* t
 #if UNFOLDCONV_VECTOR_BYTES == 64
     constexpr int lanes = kLanes<float>;
     const auto* const source = Raw<From>::pointer(from);
+    const auto load_from = [&](int64_t i, int present) UNFOLDCONV_INLINE_LAMBDA {
+      return step == 2 ? load_even_lanes(source + i * step, 0, present)
+                       : load_stepped_lanes(source + i * step, step, 0, present);
+    };
     int64_t i = 0;
-    for (; i + lanes <= count; i += lanes) put_raw<From>(load_stepped_lanes(source + i * step, step, 0, lanes), to + i);
+    for (; i + lanes <= count; i += lanes) put_raw<From>(load_from(i, lanes), to + i);
     const int rest = static_cast<int>(count - i);
-    if (rest > 0) put_raw<From>(load_stepped_lanes(source + i * step, step, 0, rest), to + i, rest);
+    if (rest > 0) put_raw<From>(load_from(i, rest), to + i, rest);
 #endif
     return count;
   }
