@@ -23,6 +23,7 @@ struct WeightSums {
   int64_t groups() const { return image.layout.count[1]; }
   int64_t channels() const { return image.layout.count[2]; }
   int64_t rows() const { return grad_output.layout.count[2]; }
+  int64_t numel() const { return groups() * rows() * channels() * geometry.tap_numel(); }
 };
 
 }  // namespace unfoldconv

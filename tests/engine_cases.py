@@ -35,6 +35,9 @@ _PLANES: dict[str, dict[str, Any]] = {
     "positions_5043": {"batch": 3, "in_channels": 3, "out_channels": 9, "input_size": (41, 41), **_SQUARE},
     # Patches beyond a block of the weight gradient.
     "patches_300": {"in_channels": 34, "out_channels": 70, "input_size": (6, 5), **_SQUARE},
+    # Taps in blocks, of panels of channels where few rows leave few tasks.
+    "taps_25_of_32_channels": {"in_channels": 32, "out_channels": 6, "input_size": (6, 9), "kernel_size": (5, 5)}
+    | {"padding": ((2, 2), (2, 2))},
     # Positions of several images in one panel, and of one image alone.
     "positions_of_5_images": {"batch": 5, "in_channels": 16, "out_channels": 18, "input_size": (7, 7), **_SQUARE},
     "one_position_of_37_images": {"batch": 37, "in_channels": 10, "input_size": (3, 2), "kernel_size": (3, 2)},

@@ -52,9 +52,11 @@ struct ImageRows : RowPieces<Rank> {
     return (positions - 1) * geometry.stride[last] + geometry.kernel[last];
   }
 
+  // Channels adjoin, or there is one: they come all at once.
   template <class Terms, class Element>
   void fill(const Terms& terms, const Geometry<Rank>& geometry, const PlaneLayout<Rank>& image,
-            const typename Terms::From* row, int64_t channels, const PositionPiece<Rank>& piece, Element* to) const {
+            const typename Terms::From* row, int64_t /*first_channel*/, int64_t channels,
+            const PositionPiece<Rank>& piece, Element* to) const {
     const int64_t first = piece.index[last] * geometry.stride[last] - geometry.padding_low[last];
     const int64_t count = length(piece.length, geometry);
     const int64_t begin = std::clamp<int64_t>(-first, 0, count);

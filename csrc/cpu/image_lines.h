@@ -118,11 +118,13 @@ struct LinePlan : RowPieces<Rank> {
     return {i % lines, (first - i % lines * geometry.dilation[last]) / stride};
   }
 
-  // Writes a set for the positions of a piece; `row` is the row of the image that it reads, at channel 0. Where the
-  // positions are odd in number, the last Pair of each tap is a tail, with 0 in its second half.
+  // Writes channels [first, first + count) of a set for the positions of a piece; `row` is the row of the image that it
+  // reads, at channel 0. Where the positions are odd in number, the last Pair of each tap is a tail, with 0 in its
+  // second half.
   template <class Terms, class Element>
   void fill(const Terms& terms, const Geometry<Rank>& geometry, const PlaneLayout<Rank>& image,
-            const typename Terms::From* row, int64_t count, const PositionPiece<Rank>& piece, Element* to) const {
+            const typename Terms::From* row, int64_t first_channel, int64_t count, const PositionPiece<Rank>& piece,
+            Element* to) const {
     using T = typename Terms::T;
     const int64_t stride = geometry.stride[last], element = image.axis_stride[last], channel = image.stride[2];
     const int64_t length = piece.length + reach;
@@ -130,8 +132,8 @@ struct LinePlan : RowPieces<Rank> {
       const int64_t first = piece.index[last] * stride + line * geometry.dilation[last] - geometry.padding_low[last];
       const int64_t begin = std::clamp<int64_t>(ceil_div(-first, stride), 0, length);
       const int64_t end = std::clamp<int64_t>(ceil_div(geometry.image[last] - first, stride), begin, length);
-      Element* const base = to + line * channels * pitch;
-      const auto* const from = row + (first + begin * stride) * element;
+      Element* const base = to + (line * channels + first_channel) * pitch;
+      const auto* const from = row + first_channel * channel + (first + begin * stride) * element;
       const bool turned = channel == 1 && count > 1 && begin < end;
       if (turned)
         terms.pack.turn(from, stride * element, count, end - begin, reinterpret_cast<T*>(base + begin), pitch);
@@ -147,8 +149,8 @@ struct LinePlan : RowPieces<Rank> {
     if (Terms::kHalves == 2 && piece.length % 2 != 0)
       for (int64_t i = 0; i < taps; ++i) {
         const LineTap at = tap(i, geometry);
-        const Element* const from = to + at.line * channels * pitch + at.start + piece.length - 1;
-        Element* const pairs = to + tail + i * channels * 2;
+        const Element* const from = to + (at.line * channels + first_channel) * pitch + at.start + piece.length - 1;
+        Element* const pairs = to + tail + (i * channels + first_channel) * 2;
         for (int64_t c = 0; c < count; ++c) pairs[2 * c] = from[c * pitch], pairs[2 * c + 1] = Element{};
       }
   }
@@ -208,6 +210,9 @@ void for_each_row_read(const PositionPiece<Rank>& piece, const Geometry<Rank>& g
   }
 }
 
+constexpr int64_t kToFill = -2;            // minus a set: one that is not filled yet
+constexpr int64_t kChannelsTogether = 16;  // whose rows are moved together
+
 // Brings the lines of some pieces into `memory`, and says in sets[piece, kernel row] which set they are, or -1 beyond
 // the border. `plane` is the image at its first of `channels` channels. Lines is LinePlan, or what fills sets
 // otherwise.
@@ -231,14 +236,26 @@ void fetch_lines(const Terms& terms, const Lines& lines, const Geometry<Rank>& g
       int64_t& set = sets[p * lines.kernel_rows + i];
       if (set >= 0 || row < 0) return;
       set = cache.find(key(row, pieces[p]));
-      if (set >= 0) return;
-      set = cache.take(key(row, pieces[p]));
-      int64_t offset = pieces[p].image * image.stride[0];
-      for (int axis = 0; axis < last; ++axis)
-        offset += (pieces[p].index[axis] * geometry.stride[axis] + taps[i * lines.taps].shift[axis]) *
-                  image.axis_stride[axis];
-      lines.fill(terms, geometry, image, plane + offset, channels, pieces[p], memory + set * lines.numel);
+      if (set < 0) set = kToFill - cache.take(key(row, pieces[p]));
     });
+  // A few channels at a time, so that rows that adjoin in memory follow each other, unless channels adjoin.
+  const int64_t together = image.stride[2] == 1 ? channels : kChannelsTogether;
+  for (int64_t first = 0; first < channels; first += together)
+    for (int64_t p = 0; p < count; ++p) {
+      int64_t corner = pieces[p].image * image.stride[0];
+      for (int axis = 0; axis < last; ++axis)
+        corner += pieces[p].index[axis] * geometry.stride[axis] * image.axis_stride[axis];
+      for (int64_t i = 0; i < lines.kernel_rows; ++i) {
+        const int64_t set = sets[p * lines.kernel_rows + i];
+        if (set > kToFill) continue;
+        int64_t offset = corner;
+        for (int axis = 0; axis < last; ++axis) offset += taps[i * lines.taps].shift[axis] * image.axis_stride[axis];
+        lines.fill(terms, geometry, image, plane + offset, first, std::min(together, channels - first), pieces[p],
+                   memory + (kToFill - set) * lines.numel);
+      }
+    }
+  for (int64_t i = 0; i < count * lines.kernel_rows; ++i)
+    if (sets[i] <= kToFill) sets[i] = kToFill - sets[i];
 }
 
 }  // namespace unfoldconv::cpu

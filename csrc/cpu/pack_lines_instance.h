@@ -17,6 +17,43 @@ UNFOLDCONV_INLINE void put_raw(Vector<typename Raw<From>::Lane> raw, Element* to
   }
 }
 
+// The same for lanes [0, count) alone.
+template <class From, class Element>
+UNFOLDCONV_INLINE void put_raw(Vector<typename Raw<From>::Lane> raw, Element* to, int count) {
+  if constexpr (__is_same(Element, uint16_t)) {
+    const Halves bits = truncate(raw);
+    Vector<uint16_t> halves{};
+    __builtin_memcpy(&halves, &bits, sizeof bits);
+    store_halves(to, halves, count);
+  } else if constexpr (__is_same(Element, From)) {
+    store_lanes(to, raw, count);
+  } else {
+    store_lanes(to, widen_bits(raw, From{}), count);
+  }
+}
+
+// Every step-th element, for steps that vectors can be loaded with; returns how many it moved: all or none.
+template <class From, class Element>
+UNFOLDCONV_INLINE int64_t put_stepped(const From* from, int64_t step, Element* to, int64_t count) {
+  if constexpr (kMostStep > 0 && sizeof(From) <= 4) {
+    if (step <= 1 || step > kMostStep) return 0;
+#if UNFOLDCONV_VECTOR_BYTES == 64
+    constexpr int lanes = kLanes<float>;
+    const auto* const source = Raw<From>::pointer(from);
+    const auto load_from = [&](int64_t i, int present) UNFOLDCONV_INLINE_LAMBDA {
+      return step == 2 ? load_even_lanes(source + i * step, 0, present)
+                       : load_stepped_lanes(source + i * step, step, 0, present);
+    };
+    int64_t i = 0;
+    for (; i + lanes <= count; i += lanes) put_raw<From>(load_from(i, lanes), to + i);
+    const int rest = static_cast<int>(count - i);
+    if (rest > 0) put_raw<From>(load_from(i, rest), to + i, rest);
+#endif
+    return count;
+  }
+  return 0;
+}
+
 template <class From, class Element>
 UNFOLDCONV_INLINE void put_element(const From* from, Element* to) {
   if constexpr (__is_same(Element, uint16_t))
@@ -32,17 +69,11 @@ void pack_line(const From* from, int64_t step, T* to, int64_t count) {
     if (step == 1) {
       __builtin_memcpy(bits, from, count * sizeof *bits);
     } else {
-      int64_t i = 0;
-#if UNFOLDCONV_VECTOR_BYTES == 64
-      if (step > 0 && step <= kMostStep)
-        for (constexpr int lanes = kLanes<float>; i + lanes <= count; i += lanes)
-          put_raw<From>(load_stepped_lanes(bits_of(from) + i * step, step, 0, lanes), bits + i);
-#endif
-      for (; i < count; ++i) bits[i] = bits_of(from)[i * step];
+      for (int64_t i = put_stepped(from, step, bits, count); i < count; ++i) bits[i] = bits_of(from)[i * step];
     }
     if (count % 2) bits[count] = 0;
   } else {
-    int64_t i = 0;
+    int64_t i = put_stepped(from, step, to, count);
     if (step == 1) {
       constexpr int lanes = kLanes<T>;
       for (; i + lanes <= count; i += lanes) {
@@ -52,13 +83,6 @@ void pack_line(const From* from, int64_t step, T* to, int64_t count) {
           store(to + i, widen(from + i));
       }
     }
-#if UNFOLDCONV_VECTOR_BYTES == 64
-    if constexpr (sizeof(From) <= 4) {
-      if (step > 1 && step <= kMostStep)
-        for (constexpr int lanes = kLanes<T>; i + lanes <= count; i += lanes)
-          put_raw<From>(load_stepped_lanes(Raw<From>::pointer(from) + i * step, step, 0, lanes), to + i);
-    }
-#endif
     for (; i < count; ++i) to[i] = static_cast<T>(from[i * step]);
   }
 }
@@ -366,10 +390,7 @@ void turn(const From* from, int64_t step, int64_t rows, int64_t count, T* lines,
         });
       } else {
         turn_square<Lane>(present, square, load_row, [&](int j, Vector<Lane> values) UNFOLDCONV_INLINE_LAMBDA {
-          if constexpr (__is_same(Element, From))
-            store_lanes(target + j * pitch, values, present);
-          else
-            store_lanes(target + j * pitch, widen_bits(values, From{}), present);
+          put_raw<From>(values, target + j * pitch, present);
         });
       }
     }

@@ -7,6 +7,8 @@ namespace {
 
 constexpr int64_t kShortRow = 8;  // positions; runs of a line that are shorter cost more than gathering patches
 
+constexpr int64_t kWholeRows = 16;  // of which vectors of every instruction set are full
+
 }  // namespace
 
 template <int Rank>
@@ -15,10 +17,15 @@ bool weight_sums(const WeightSums<Rank>& any_rank) {
   WeightSums<3> problem{with_leading_axes<3>(any_rank.grad_output), with_leading_axes<3>(any_rank.image),
                         with_leading_axes<3>(any_rank.geometry), any_rank.grad_weight};
   merge_axes(problem.geometry, problem.image.layout, problem.grad_output.layout);
+  const bool long_rows = problem.geometry.positions[2] >= kShortRow;
+  // With a single tap an element serves only panels of the other operand, whichever of the two engines lays it out. The
+  // one of rows lays out long rows of the image and reads grad_output where it lies.
+  const bool by_rows = problem.geometry.tap_numel() == 1 && problem.geometry.stride[2] == 1 &&
+                       problem.grad_output.layout.stride[2] == 1 && problem.rows() % kWholeRows == 0;
+  if (by_rows && long_rows && may_use(Engine::positions) && weight_sums_of_rows(problem)) return true;
   if (may_use(Engine::channels) && weight_sums_of_channels(problem)) return true;
   if (!may_use(Engine::positions)) return false;
-  return (problem.geometry.positions[2] >= kShortRow && weight_sums_of_rows(problem)) ||
-         weight_sums_of_patches(problem);
+  return (long_rows && weight_sums_of_rows(problem)) || weight_sums_of_patches(problem);
 }
 
 #define UNFOLDCONV_INSTANTIATE(RANK) template bool weight_sums<RANK>(const WeightSums<RANK>&);
