@@ -43,6 +43,11 @@ _PLANES: dict[str, dict[str, Any]] = {
     "wide": {"input_size": (3, 150), **_SQUARE, "bias": True},
     "wide_strided": {"batch": 1, "input_size": (4, 203), **_SQUARE, "stride": (1, 2)},
     "wide_dilated": {"batch": 1, "input_size": (3, 140), **_SQUARE, "dilation": (1, 3), "padding": ((1, 1), (3, 3))},
+    # Taps that read only padding in some panels of positions, with runs and blocks of every length.
+    "missing_taps": {"in_channels": 20, "out_channels": 40, "input_size": (12, 16), **_SQUARE, "dilation": (5, 5)}
+    | {"padding": ((5, 5), (5, 5)), "bias": True},
+    "missing_taps_of_300_channels": {"in_channels": 7, "out_channels": 300, "input_size": (9, 16), **_SQUARE}
+    | {"dilation": (4, 1), "padding": ((4, 4), (1, 1))},
     # Taps farther from each other than a row is long; rows of an odd number of positions, of many channels and rows.
     "far_taps": {"in_channels": 17, "input_size": (4, 100), **_SQUARE, "dilation": (1, 40)},
     "odd_rows": {"in_channels": 34, "out_channels": 20, "batch": 3, "input_size": (9, 11), **_SQUARE, "bias": True},
@@ -138,6 +143,8 @@ SHARED_CASES = [
     make_case("small_images", 2, batch=7, in_channels=40, out_channels=70, input_size=(3, 3), **_BIASED),
     make_case("far_padding", 2, batch=7, in_channels=8, out_channels=20, input_size=(3, 5),
               **(_BIASED | {"padding": ((2, 2), (2, 2))})),
+    make_case("missing_taps", 2, batch=7, in_channels=20, out_channels=40, input_size=(12, 16), dilation=(5, 5),
+              **(_BIASED | {"padding": ((5, 5), (5, 5))})),
     make_case("long_sums", 2, batch=7, in_channels=260, out_channels=9, input_size=(5, 4), **_BIASED),
     make_case("many_channels", 2, batch=7, in_channels=1100, out_channels=12, input_size=(3, 3), kernel_size=(1, 1),
               bias=True),

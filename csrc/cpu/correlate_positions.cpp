@@ -7,6 +7,7 @@
 #include "../workspace.h"
 #include "correlation.h"
 #include "correlation_types.h"
+#include "panel_cut.h"
 #include "positions.h"
 #include "weight_rows.h"
 
@@ -15,11 +16,9 @@ namespace {
 
 // Of a panel chunk: a good part of a second-level cache.
 constexpr int64_t kPanelBytes = 256 << 10;
-constexpr int64_t kGatherRows = 16;   // gathering a panel takes as long as multiplying it by so many rows
 constexpr int64_t kGatherTerms = 16;  // of each tap at a time, so that rows of the image stay in the first-level cache
 
-constexpr double kNarrowing = 0.25;  // what a tile takes beside its products, in those of a vector
-constexpr int64_t kLinesAhead = 4;   // of each run of the next tile's weights, until hardware fetches ahead by itself
+constexpr int64_t kLinesAhead = 4;  // of each run of the next tile's weights, until hardware fetches ahead by itself
 
 // Where the terms of a run come from.
 struct RunOrigin {
@@ -50,30 +49,6 @@ struct Plan {
   int64_t block_groups, group_blocks;
   int64_t tap_pieces;  // at most, of one tap
 };
-
-// How many vectors a panel is best made of, and into how many parts, at most `most_parts`, the rows of a panel are best
-// cut: smaller tasks keep threads busier, but each reads the weight again or gathers its panel again. No result depends
-// on it, so it may follow the number of threads.
-struct Cut {
-  int64_t panel_vectors, parts;
-};
-Cut best_cut(int64_t vectors, int64_t most_vectors, int64_t groups, int64_t rows, int64_t most_parts) {
-  const int64_t threads = torch::stable::get_num_threads();
-  Cut best{};
-  double least = 0;
-  for (int64_t width = std::min(vectors, most_vectors); width > 0; --width)
-    for (int64_t parts = 1; parts <= most_parts; ++parts) {
-      const int64_t tasks = ceil_div(vectors, width) * groups * parts;
-      // Tasks are taken in order, those of the last panel, which may be narrower, at the end.
-      const int64_t last_tasks = tasks - (ceil_div(tasks, threads) - 1) * threads;
-      const int64_t narrow = vectors % width, last_width = narrow && last_tasks <= groups * parts ? narrow : width;
-      const double rows_of_task = 1. * rows / parts;
-      const auto time = [&](int64_t panel) { return panel * (rows_of_task + kGatherRows) + kNarrowing * rows_of_task; };
-      const double sum = (ceil_div(tasks, threads) - 1) * time(width) + time(last_width);
-      if (least == 0 || sum < least) least = sum, best = {width, parts};
-    }
-  return best;
-}
 
 template <class Terms, int Rank>
 Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
