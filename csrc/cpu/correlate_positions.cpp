@@ -17,8 +17,7 @@ namespace {
 // Of a panel chunk: a good part of a second-level cache.
 constexpr int64_t kPanelBytes = 256 << 10;
 constexpr int64_t kGatherTerms = 16;  // of each tap at a time, so that rows of the image stay in the first-level cache
-
-constexpr int64_t kLinesAhead = 4;  // of each run of the next tile's weights, until hardware fetches ahead by itself
+constexpr int64_t kLinesAhead = 4;    // of each run of the next tile's weights, until hardware fetches ahead by itself
 
 // Where the terms of a run come from.
 struct RunOrigin {

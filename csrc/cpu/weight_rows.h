@@ -8,15 +8,15 @@ namespace unfoldconv::cpu {
 
 constexpr int64_t kPackedRows = 32;
 
-// Channels that make a run worth its set-up.
-constexpr int64_t kRunChannels = 16;
+// Terms that make a run worth its set-up, and its panel worth being gathered for each tap by itself.
+constexpr int64_t kRunTerms = 48;
 
 // Whether the terms of a tap, which are its channels, are a line where they lie: a sum is then a run for each tap.
 template <class Terms, int Rank>
 bool taps_are_lines(const Planes<Rank>& weight) {
   if (!std::is_same_v<typename Terms::T, typename Terms::From> && Terms::kHalves == 1) return false;
   const int64_t channels = weight.layout.count[2];
-  return weight.layout.stride[2] == 1 && channels % Terms::kHalves == 0 && channels >= kRunChannels;
+  return weight.layout.stride[2] == 1 && channels % Terms::kHalves == 0 && Terms::count(channels) >= kRunTerms;
 }
 
 // Whether all terms of a row are a line where they lie, channels first and then taps.
