@@ -5,6 +5,7 @@
 #include "cpu/correlation.h"
 #include "cpu/depthwise.h"
 #include "cpu/folded_input_grad.h"
+#include "cpu/turned_weight.h"
 #include "cpu/weight_sums.h"
 #include "engine.h"
 #include "phases.h"
@@ -80,10 +81,14 @@ void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor
   const Planes<Rank> output = planes_of<Rank>(grad_output, groups), input = planes_of<Rank>(grad_input, groups);
   if (use_depthwise<Rank>(place, input, output, &weight, geometry))
     return cpu::depthwise_input_grad(grad_output, weight, bias, geometry, groups, grad_input);
-  const Planes<Rank> weights = weight_planes<Rank>(weight, groups, /*swap=*/true);
+  Planes<Rank> weights = weight_planes<Rank>(weight, groups, /*swap=*/true);
   if (!place.cuda && !reaches_far(geometry) &&
       cpu::fold_input_grad<Rank>({output, input, weights, geometry, bias_data(bias), grad_output}))
     return;
+  std::optional<cpu::TurnedWeight<Rank>> turned;
+  if (!place.cuda && !reaches_far(geometry))
+    turned = cpu::turned_weight<Rank>(weights, geometry.kernel, output, grad_output);
+  if (turned) weights = turned->planes;
   const int64_t rows = input.layout.count[2];
   const int64_t longest_run = longest_shared_run<Rank>(place, rows, weights.dtype);
   std::vector<AxisPhase> axes[Rank];
@@ -114,7 +119,7 @@ void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor
       target.layout.axis_stride[axis] *= geometry.stride[axis];
     }
     const int64_t variants = Geometry<Rank>::product(runs);
-    Correlation<Rank> problem{output, phase, {}, {}, bias_data(bias), grad_output};
+    Correlation<Rank> problem{output, phase, {}, {}, bias_data(bias), grad_output, turned ? turned->bytes : 0};
     for (int64_t variant = 0; variant < variants; ++variant) {
       int64_t shift[Rank], weight_shift = 0, target_shift = 0;
       unravel<Rank>(variant, runs, shift);

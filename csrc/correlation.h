@@ -19,8 +19,9 @@ struct Correlation {
   // Outputs that share their columns: views (batch, group, row) of one layout, and the weights (group, row, channel) of
   // each, also of one layout.
   std::vector<Planes<Rank>> weights, outputs;
-  const char* bias;  // one number per group and row, or null
-  Tensor like;       // says where memory comes from
+  const char* bias;         // one number per group and row, or null
+  Tensor like;              // says where memory comes from
+  int64_t weight_copy = 0;  // bytes of a copy of the weight that this and other problems read
 
   int64_t batch() const { return outputs[0].layout.count[0]; }
   int64_t groups() const { return outputs[0].layout.count[1]; }
@@ -37,7 +38,8 @@ Correlation<To> with_leading_axes(const Correlation<From>& problem) {
                          {},
                          {},
                          problem.bias,
-                         problem.like};
+                         problem.like,
+                         problem.weight_copy};
   for (const Planes<From>& weight : problem.weights) result.weights.push_back(with_leading_axes<To>(weight));
   for (const Planes<From>& output : problem.outputs) result.outputs.push_back(with_leading_axes<To>(output));
   return result;

@@ -46,6 +46,11 @@ _PLANES: dict[str, dict[str, Any]] = {
     "wide": {"input_size": (3, 150), **_SQUARE, "bias": True},
     "wide_strided": {"batch": 1, "input_size": (4, 203), **_SQUARE, "stride": (1, 2)},
     "wide_dilated": {"batch": 1, "input_size": (3, 140), **_SQUARE, "dilation": (1, 3), "padding": ((1, 1), (3, 3))},
+    # Taps that read only padding in some panels of positions, with runs and blocks of every length.
+    "missing_taps": {"in_channels": 9, "out_channels": 100, "input_size": (12, 16), **_SQUARE, "dilation": (5, 5)}
+    | {"padding": ((5, 5), (5, 5)), "bias": True},
+    "missing_taps_of_300_channels": {"in_channels": 7, "out_channels": 300, "input_size": (9, 16), **_SQUARE}
+    | {"dilation": (4, 1), "padding": ((4, 4), (1, 1))},
     # Taps farther from each other than a row is long; rows of an odd number of positions, of many channels and rows.
     "far_taps": {"in_channels": 17, "input_size": (4, 100), **_SQUARE, "dilation": (1, 40)},
     "odd_rows": {"in_channels": 34, "out_channels": 20, "batch": 3, "input_size": (9, 11), **_SQUARE, "bias": True},
@@ -82,6 +87,10 @@ _PLANES: dict[str, dict[str, Any]] = {
     "patchify": {"in_channels": 3, "out_channels": 24, "input_size": (8, 12), "kernel_size": (4, 4), "stride": (4, 4)},
     "shared_phases": {"in_channels": 9, "out_channels": 16, "input_size": (6, 8), "kernel_size": (2, 2)}
     | {"stride": (2, 2), "bias": True},
+    "shared_phases_of_100_channels": {"in_channels": 7, "out_channels": 100, "input_size": (5, 8)}
+    | {"kernel_size": (2, 2), "stride": (2, 2), "bias": True},
+    "stride_2_of_2_groups": _grouped(2, 9, 97, **_SQUARE, input_size=(8, 7), stride=(2, 1), bias=True),
+    "stride_2_of_groups_of_100": _grouped(2, 9, 100, **_SQUARE, input_size=(8, 7), stride=(2, 1), bias=True),
     # Strides and dilations in which taps and phases interlace.
     "stride_3": {"in_channels": 8, "input_size": (11, 10), **_SQUARE, "stride": (3, 3)},
     "stride_2_kernel_5": {"in_channels": 8, "input_size": (9, 11), "kernel_size": (5, 5), "stride": (2, 2)}
@@ -164,6 +173,8 @@ SHARED_CASES = [
     make_case("small_images", 2, batch=7, in_channels=40, out_channels=70, input_size=(3, 3), **_BIASED),
     make_case("far_padding", 2, batch=7, in_channels=8, out_channels=20, input_size=(3, 5),
               **(_BIASED | {"padding": ((2, 2), (2, 2))})),
+    make_case("missing_taps", 2, batch=7, in_channels=9, out_channels=100, input_size=(12, 16), dilation=(5, 5),
+              **(_BIASED | {"padding": ((5, 5), (5, 5))})),
     make_case("long_sums", 2, batch=7, in_channels=260, out_channels=9, input_size=(5, 4), **_BIASED),
     make_case("many_channels", 2, batch=7, in_channels=1100, out_channels=12, input_size=(3, 3), kernel_size=(1, 1),
               bias=True),

@@ -2,77 +2,28 @@
 //
 // A task owns a panel of positions, counted over all images, and some groups or rows of the output. It gathers the
 // terms of the panel, a chunk of them at a time, and runs every tile of rows over the chunk while that is in cache.
+// Terms are in the order in which the weight has them: channels first and then taps, or taps first, where a sum is a
+// run for each tap and taps that read nothing but padding are left out.
 #include "../workspace.h"
 #include "correlation.h"
 #include "correlation_types.h"
+#include "panel_cut.h"
 #include "positions.h"
+#include "weight_rows.h"
 
 namespace unfoldconv::cpu {
 namespace {
 
 // Of a panel chunk: a good part of a second-level cache.
 constexpr int64_t kPanelBytes = 256 << 10;
-constexpr int64_t kPackedRows = 32;
-constexpr int64_t kGatherRows = 16;  // gathering a panel takes as long as multiplying it by so many rows
+constexpr int64_t kGatherTerms = 16;  // of each tap at a time, so that rows of the image stay in the first-level cache
+constexpr int64_t kLinesAhead = 4;    // of each run of the next tile's weights, until hardware fetches ahead by itself
 
-// Rows of a weight as lines of terms, channels first and then taps: where they lie, or packed.
-template <class Terms>
-struct WeightRows {
-  using T = typename Terms::T;
-  const T* data;
-  int64_t group_stride, row_stride;
+// Where the terms of a run come from.
+struct RunOrigin {
+  int64_t weight;      // in elements, from the beginning of a row
+  int64_t tap, first;  // with taps first: which, and of its terms the first
 };
-
-template <class Terms, int Rank>
-bool rows_are_lines(const Planes<Rank>& weight, const int64_t (&kernel)[Rank]) {
-  if (!std::is_same_v<typename Terms::T, typename Terms::From> && Terms::kHalves == 1) return false;
-  const int64_t taps = Geometry<Rank>::product(kernel), channels = weight.layout.count[2];
-  const auto whole = [](int64_t elements) { return elements % Terms::kHalves == 0; };
-  const auto& stride = weight.layout.stride;
-  return is_line<Rank>(weight.layout, kernel) && (channels == 1 || stride[2] == taps) && whole(channels * taps) &&
-         whole(stride[0]) && whole(stride[1]);
-}
-
-// Terms from one packed row to the next: room for what pack.taps writes beyond a row, and an odd number of cache lines,
-// so that neighbouring rows do not compete for the same sets of a cache.
-template <class T>
-int64_t row_pitch(int64_t terms) {
-  const int64_t size = sizeof(T);
-  return (ceil_div(terms * size + kLinesSlack, kAlignment) | 1) * kAlignment / size;
-}
-
-// The weight as [groups, variants, rows, pitch]. A task packs a few rows at a time, because neighbouring rows of one
-// channel may be neighbours in memory when neighbouring channels are pages apart.
-template <class Terms, int Rank>
-void pack_rows(const Terms& terms, const Correlation<Rank>& problem, int64_t pitch, const int64_t* offsets,
-               typename Terms::T* packed) {
-  using T = typename Terms::T;
-  using From = typename Terms::From;
-  const auto& layout = problem.weights[0].layout;
-  const int64_t variants = problem.variants(), rows = layout.count[1], channels = layout.count[2];
-  const int64_t taps = problem.geometry.tap_numel();
-  const int64_t blocks = ceil_div(rows, kPackedRows);
-  parallel_over(layout.count[0] * variants * blocks, kPackedRows * pitch * sizeof(T), [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const int64_t first = block % blocks * kPackedRows, count = std::min(kPackedRows, rows - first);
-      const Planes<Rank>& weight = problem.weights[block / blocks % variants];
-      const From* const from = reinterpret_cast<const From*>(weight.at(block / blocks / variants, first).data);
-      T* const to = packed + (block / blocks * rows + first) * pitch;
-      const int64_t elements = pitch * Terms::kHalves;
-      if (taps == 1 && layout.stride[2] == 1)
-        for (int64_t row = 0; row < count; ++row)
-          terms.pack.line(from + row * layout.stride[1], 1, to + row * pitch, channels);
-      else if (taps == 1 && layout.stride[1] == 1)
-        terms.pack.turn(from, layout.stride[2], count, channels, to, elements);
-      else
-        terms.pack.taps({from, layout.stride[1], count, layout.stride[2], channels, offsets, taps,
-                         problem.geometry.kernel[Rank - 1], elements},
-                        to);
-      if (Terms::kHalves == 2 && channels * taps % 2 != 0)
-        for (int64_t row = 0; row < count; ++row) reinterpret_cast<uint16_t*>(to + row * pitch)[channels * taps] = 0;
-    }
-  });
-}
 
 template <class Terms, int Rank>
 struct Buffers {
@@ -83,10 +34,14 @@ struct Buffers {
   PositionPiece<Rank>* positions;
   TapPieces* taps;
   Piece* pieces;
+  Run<T>* runs;
+  RunOrigin* origins;  // of each run
+  const T** run_rows;  // [runs, rows of a tile]
 };
 
 // How a problem is cut up.
 struct Plan {
+  bool taps_first;
   int64_t panel_lanes, panels;
   int64_t terms, chunk, chunks;  // of a sum
   int64_t rows, block_rows, row_blocks;
@@ -94,29 +49,20 @@ struct Plan {
   int64_t tap_pieces;  // at most, of one tap
 };
 
-// Into how many parts, at most `most`, the rows of `panels` panels are best cut: more of them keep threads busier, but
-// each gathers its panel again. No result depends on it, so it may follow the number of threads.
-int64_t parts_of_rows(int64_t panels, int64_t rows, int64_t most) {
-  const int64_t threads = torch::stable::get_num_threads();
-  int64_t best = 1;
-  double least = 0;
-  for (int64_t parts = 1; parts <= most; ++parts) {
-    const double time = ceil_div(panels * parts, threads) * (1. * rows / parts + kGatherRows);
-    if (parts == 1 || time < least) least = time, best = parts;
-  }
-  return best;
-}
-
 template <class Terms, int Rank>
 Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
   const auto& [count, stride, axis_stride] = problem.outputs[0].layout;
   const int64_t limit = workspace_limit().cpu;
   Plan plan;
   const int64_t positions = count[0] * problem.geometry.position_numel();
-  plan.panel_lanes = std::min(terms.most_lanes(), terms.width(positions));
+  plan.taps_first = taps_are_lines<Terms, Rank>(problem.weights[0]);
+  plan.rows = static_cast<int64_t>(problem.outputs.size()) * count[2];
+  const int64_t tiles = ceil_div(plan.rows, terms.tiles.rows);
+  const Cut cut = best_cut(ceil_div(positions, int64_t{terms.tiles.lanes}), terms.tiles.vectors, count[1], plan.rows,
+                           std::min(kTasksPerProblem, ceil_div(tiles, 4)));
+  plan.panel_lanes = cut.panel_vectors * terms.tiles.lanes;
   plan.panels = ceil_div(positions, plan.panel_lanes);
   plan.tap_pieces = most_pieces<Rank>(plan.panel_lanes, problem.geometry.positions) + kTileVectors;
-  plan.rows = static_cast<int64_t>(problem.outputs.size()) * count[2];
   plan.terms = Terms::count(problem.image.layout.count[2] * problem.geometry.tap_numel());
   const int64_t panel_bytes = std::min(kPanelBytes, limit / 4);
   // Not by panel_lanes: where a sum is cut must not depend on the batch.
@@ -127,9 +73,7 @@ Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
   plan.group_blocks = std::min(count[1], ceil_div(kTasksPerProblem, plan.panels));
   plan.block_groups = ceil_div(count[1], plan.group_blocks);
   plan.group_blocks = ceil_div(count[1], plan.block_groups);
-  const int64_t tiles = ceil_div(plan.rows, terms.tiles.rows);
-  int64_t parts =
-      parts_of_rows(plan.panels * plan.group_blocks, plan.rows, std::min(kTasksPerProblem, ceil_div(tiles, 4)));
+  int64_t parts = cut.parts;
   if (plan.chunks > 1) {
     const int64_t tile_bytes = terms.tiles.rows * plan.panel_lanes * sizeof(typename Terms::Sum);
     parts = std::max(parts, ceil_div(tiles, std::max<int64_t>(1, limit / 4 / tile_bytes)));
@@ -139,11 +83,47 @@ Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
   return plan;
 }
 
+// Gathers the terms of a panel, taps first, and lists their runs; returns how many there are.
+template <class Terms, int Rank>
+int64_t gather_taps(const Terms& terms, PanelArguments<typename Terms::From> panel, const int64_t* weight_offsets,
+                    const Buffers<Terms, Rank>& buffers) {
+  using T = typename Terms::T;
+  const int64_t tap_terms = panel.channels / Terms::kHalves, width = int64_t{panel.vectors} * terms.tiles.lanes;
+  const int64_t begin = panel.first, end = begin + panel.count;
+  // A block of a sum is that of so many taps, whichever of them are left out.
+  const int64_t block_taps = std::max<int64_t>(1, kBlockTerms<T> / tap_terms);
+  int64_t runs = 0, rows = 0;
+  for (int64_t tap = begin / tap_terms; tap * tap_terms < end; ++tap) {
+    const int32_t* const pieces = buffers.taps[tap].count;
+    if (std::all_of(pieces, pieces + panel.vectors, [](int32_t count) { return count == 0; })) continue;
+    const int64_t first = std::max<int64_t>(0, begin - tap * tap_terms);
+    const int64_t length = std::min(tap_terms, end - tap * tap_terms) - first;
+    if (runs > 0 && tap / block_taps != buffers.origins[runs - 1].tap / block_taps)
+      buffers.runs[runs - 1].ends_block = true;
+    buffers.origins[runs] = {weight_offsets[tap] + first * Terms::kHalves, tap, first};
+    buffers.runs[runs] = {buffers.run_rows + runs * terms.tiles.rows, rows, length, false};
+    rows += length;
+    ++runs;
+  }
+  const TapPieces* const taps = panel.tap_pieces;
+  panel.taps = 1;
+  for (int64_t term = 0; term < tap_terms; term += kGatherTerms)
+    for (int64_t i = 0; i < runs; ++i) {
+      const auto& [weight, tap, first] = buffers.origins[i];
+      panel.first = std::max(term, first);
+      panel.count = std::min(term + kGatherTerms, first + buffers.runs[i].length) - panel.first;
+      panel.tap_pieces = taps + tap;
+      if (panel.count > 0) terms.pack.panel(panel, buffers.panel + (buffers.runs[i].b + panel.first - first) * width);
+    }
+  return runs;
+}
+
 template <class Terms, int Rank>
 bool run(const Terms& terms, const Correlation<Rank>& problem) {
   using T = typename Terms::T;
   using From = typename Terms::From;
   using Sum = typename Terms::Sum;
+  using Element = typename Terms::Element;
   const Plan plan = plan_of(terms, problem);
   const int64_t piece_bytes = problem.geometry.tap_numel() * plan.tap_pieces * static_cast<int64_t>(sizeof(Piece));
   if (piece_bytes > workspace_limit().cpu / 2) return false;
@@ -155,45 +135,51 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const int64_t positions = output.count[0] * geometry.position_numel();
   const int64_t per_image = geometry.position_numel();
 
+  const int64_t most_runs = plan.taps_first ? taps : 1;  // of a chunk
+
   const auto carve = [&](Carver& carver) {
     return Buffers<Terms, Rank>{carver.take<T>(plan.chunk * plan.panel_lanes),
                                 carver.take<Sum>(plan.chunks > 1 ? plan.block_rows * plan.panel_lanes : 0),
                                 carver.take<Sum>(terms.tiles.rows * plan.panel_lanes),
                                 carver.take<PositionPiece<Rank>>(plan.tap_pieces),
                                 carver.take<TapPieces>(taps),
-                                carver.take<Piece>(taps * plan.tap_pieces)};
+                                carver.take<Piece>(taps * plan.tap_pieces),
+                                carver.take<Run<T>>(most_runs),
+                                carver.take<RunOrigin>(most_runs),
+                                carver.take<const T*>(most_runs * terms.tiles.rows)};
   };
   Carver count;
   carve(count);
 
   // What all tasks read: the weight as rows, and the bias.
-  const bool direct_rows = variants == 1 && rows_are_lines<Terms, Rank>(problem.weights[0], geometry.kernel);
+  const bool in_place = plan.taps_first || rows_are_lines<Terms, Rank>(problem.weights[0], geometry.kernel);
   const int64_t pitch = row_pitch<T>(plan.terms);
   Carver shared_count;
   const auto carve_shared = [&](Carver& carver) {
-    return std::make_tuple(carver.take<T>(direct_rows ? 0 : groups * plan.rows * pitch),
+    return std::make_tuple(carver.take<T>(in_place ? 0 : groups * plan.rows * pitch),
                            carver.take<Sum>(problem.bias ? groups * plan.rows : 0), carver.take<Tap<Rank>>(taps),
                            carver.take<int64_t>(taps));
   };
   carve_shared(shared_count);
   const int64_t tasks = plan.panels * plan.group_blocks * plan.row_blocks;
   if (Report* const report = Report::wanted()) {
-    report->engine(Engine::positions, terms.tile_name(plan.panel_lanes), tasks, count.bytes(), shared_count.bytes(),
+    report->engine(Engine::positions, terms.tile_name(plan.panel_lanes), tasks, count.bytes(),
+                   shared_count.bytes() + problem.weight_copy,
                    "positions fill the vectors, because channels do not adjoin in memory or are few");
     return true;
   }
   const Tensor shared = allocate_bytes(shared_count.bytes(), problem.like);
   Carver carver(shared);
   const auto [packed, bias, tap_list, weight_offsets] = carve_shared(carver);
-  WeightRows<Terms> weight{packed, plan.rows * pitch, pitch};
-  if (direct_rows) {
-    const auto& layout = problem.weights[0].layout;
-    weight = {reinterpret_cast<const T*>(problem.weights[0].data), layout.stride[0] / Terms::kHalves,
-              layout.stride[1] / Terms::kHalves};
-  } else if (plan.terms > 0) {  // a phase of an input gradient may have no taps
-    list_offsets<Rank>(geometry.kernel, problem.weights[0].layout.axis_stride, weight_offsets);
-    pack_rows(terms, problem, pitch, weight_offsets, packed);
-  }
+  list_offsets<Rank>(geometry.kernel, problem.weights[0].layout.axis_stride, weight_offsets);
+  if (!in_place) pack_rows(terms, problem, pitch, weight_offsets, packed);
+  const PlaneLayout<Rank>& weight_layout = problem.weights[0].layout;
+  const auto weight_row = [&, packed = packed](int64_t group, int64_t variant, int64_t row) {
+    if (!in_place)
+      return reinterpret_cast<const Element*>(packed + ((group * variants + variant) * group_rows + row) * pitch);
+    return reinterpret_cast<const Element*>(problem.weights[variant].at(group, row).data);
+  };
+  const int64_t row_stride = in_place ? weight_layout.stride[1] : pitch * Terms::kHalves;
   if (problem.bias) widen_bias<Terms>(problem.bias, groups, variants, group_rows, plan.rows, bias);
   list_taps<Rank>(geometry, image.layout.axis_stride, tap_list);
   const bool output_lines = is_line<Rank>(output, geometry.positions);
@@ -230,19 +216,37 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                                  vectors};
       for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
         panel.first = chunk * plan.chunk;
-        panel.count = std::max<int64_t>(0, std::min(plan.chunk, plan.terms - panel.first));
-        if (panel.count > 0) terms.pack.panel(panel, buffers.panel);
+        panel.count = std::min(plan.chunk, plan.terms - panel.first);
+        int64_t runs = 1;
+        if (plan.taps_first) {
+          runs = gather_taps(terms, panel, weight_offsets, buffers);
+        } else {
+          terms.pack.panel(panel, buffers.panel);
+          buffers.runs[0] = {buffers.run_rows, 0, panel.count, true};
+          buffers.origins[0] = {panel.first * Terms::kHalves, 0, 0};
+        }
         for (int64_t row = first_row; row < end_row;) {
           // A tile keeps to one output.
           const int64_t variant = row / group_rows, row_of_group = row % group_rows;
           const int64_t rows = std::min({int64_t{terms.tiles.rows}, end_row - row, group_rows - row_of_group});
           From* const target = reinterpret_cast<From*>(problem.outputs[variant].data) + group * output.stride[1] +
                                row_of_group * output.stride[2];
-          const T* weight_rows[kMostTileRows<T>];
-          const Run<T> line{weight_rows, 0, panel.count, true};
-          for (int64_t i = 0; i < rows; ++i)
-            weight_rows[i] = weight.data + group * weight.group_stride + (row + i) * weight.row_stride + panel.first;
-          TileArguments<T> tile{&line, 1, 0, buffers.panel, 0, width, buffers.tile, width, Start::zero, nullptr};
+          const Element* const weight = weight_row(group, variant, row_of_group);
+          for (int64_t j = 0; j < runs; ++j)
+            for (int64_t i = 0; i < rows; ++i)
+              buffers.run_rows[j * terms.tiles.rows + i] =
+                  reinterpret_cast<const T*>(weight + i * row_stride + buffers.origins[j].weight);
+          if (row + rows < end_row) {
+            const Element* const next = weight_row(group, (row + rows) / group_rows, (row + rows) % group_rows);
+            for (int64_t j = 0; j < runs; ++j)
+              for (int64_t i = 0; i < rows; ++i)
+                for (int64_t line = 0; line < kLinesAhead; ++line)
+                  __builtin_prefetch(next + i * row_stride + buffers.origins[j].weight +
+                                         line * (kAlignment / static_cast<int64_t>(sizeof(Element))),
+                                     0, 2);
+          }
+          TileArguments<T> tile{buffers.runs, runs,         0,     buffers.panel, width,
+                                width,        buffers.tile, width, Start::zero,   nullptr};
           if (direct) {
             tile.c = reinterpret_cast<Sum*>(target + first / per_image * output.stride[0] + first % per_image);
             tile.c_step = output.stride[2];

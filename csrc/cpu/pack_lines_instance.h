@@ -353,6 +353,9 @@ UNFOLDCONV_INLINE void turn_square(int fetched, int put_count, const Fetch& fetc
     if (j < put_count) put(j, block[j]);
 }
 
+// Rows are turned so many at a time: of these, each line of the cache is read whole, and as many lines are written.
+constexpr int64_t kTurnedRows = 64;
+
 template <class T, class From>
 void turn(const From* from, int64_t step, int64_t rows, int64_t count, T* lines, int64_t pitch) {
   using Element = typename ElementOf<T>::type;
@@ -360,40 +363,49 @@ void turn(const From* from, int64_t step, int64_t rows, int64_t count, T* lines,
   constexpr int lanes = kLanes<Lane>, halves = __is_same(T, Pair) ? 2 : 1, elements = lanes * halves;
   const int64_t ahead = kRowsAhead * step;
   auto* const to = reinterpret_cast<Element*>(lines);
-  for (int64_t row = 0; row < rows; row += lanes) {
-    const int square = static_cast<int>(rows - row < lanes ? rows - row : lanes);
-    for (int64_t i = 0; i < count; i += elements) {
-      const auto* const source = Raw<From>::pointer(from) + row + i * step;
-      Element* const target = to + row * pitch + i;
-      const int present = static_cast<int>(count - i < elements ? count - i : elements);
-      const auto load_row = [&](int j) UNFOLDCONV_INLINE_LAMBDA {
-        __builtin_prefetch(source + j * step + ahead);
-        return load_lanes(source + j * step, 0, square);
-      };
-      if constexpr (halves == 2) {  // two rows become one of pairs
-        const auto load_pairs = [&](int j) UNFOLDCONV_INLINE_LAMBDA {
-          const auto low = load_row(2 * j);
-          return 2 * j + 1 < present ? low | load_row(2 * j + 1) << 16 : low;
+  for (int64_t first = 0; first < rows; first += kTurnedRows) {
+    const int64_t end = rows - first < kTurnedRows ? rows : first + kTurnedRows;
+    for (int64_t i = 0; i < count; i += elements)
+      for (int64_t row = first; row < end; row += lanes) {
+        const int square = static_cast<int>(rows - row < lanes ? rows - row : lanes);
+        const int present = static_cast<int>(count - i < elements ? count - i : elements);
+        // Where the next row of a square is read and the next line written: these go in order.
+        const auto* source = Raw<From>::pointer(from) + row + i * step;
+        Element* target = to + row * pitch + i;
+        const auto load_row = [&](int) UNFOLDCONV_INLINE_LAMBDA {
+          __builtin_prefetch(source + ahead);
+          const auto values = load_lanes(source, 0, square);
+          source += step;
+          return values;
         };
-        if (present == elements)
-          turn_square<Lane>(lanes, square, load_pairs, [&](int j, Vector<Lane> pairs) UNFOLDCONV_INLINE_LAMBDA {
-            __builtin_memcpy(target + j * pitch, &pairs, sizeof pairs);
+        if constexpr (halves == 2) {  // two rows become one of pairs
+          const auto load_pairs = [&](int j) UNFOLDCONV_INLINE_LAMBDA {
+            const auto low = load_row(2 * j);
+            return 2 * j + 1 < present ? low | load_row(2 * j + 1) << 16 : low;
+          };
+          if (present == elements)
+            turn_square<Lane>(lanes, square, load_pairs, [&](int, Vector<Lane> pairs) UNFOLDCONV_INLINE_LAMBDA {
+              __builtin_memcpy(target, &pairs, sizeof pairs);
+              target += pitch;
+            });
+          else
+            turn_square<Lane>((present + 1) / 2, square, load_pairs,
+                              [&](int, Vector<Lane> pairs) UNFOLDCONV_INLINE_LAMBDA {
+                                store_halves(target, (Vector<uint16_t>)pairs, present);
+                                target += pitch;
+                              });
+        } else if (present == elements) {
+          turn_square<Lane>(lanes, square, load_row, [&](int, Vector<Lane> values) UNFOLDCONV_INLINE_LAMBDA {
+            put_raw<From>(values, target);
+            target += pitch;
           });
-        else
-          turn_square<Lane>((present + 1) / 2, square, load_pairs,
-                            [&](int j, Vector<Lane> pairs) UNFOLDCONV_INLINE_LAMBDA {
-                              store_halves(target + j * pitch, (Vector<uint16_t>)pairs, present);
-                            });
-      } else if (present == elements) {
-        turn_square<Lane>(lanes, square, load_row, [&](int j, Vector<Lane> values) UNFOLDCONV_INLINE_LAMBDA {
-          put_raw<From>(values, target + j * pitch);
-        });
-      } else {
-        turn_square<Lane>(present, square, load_row, [&](int j, Vector<Lane> values) UNFOLDCONV_INLINE_LAMBDA {
-          put_raw<From>(values, target + j * pitch, present);
-        });
+        } else {
+          turn_square<Lane>(present, square, load_row, [&](int, Vector<Lane> values) UNFOLDCONV_INLINE_LAMBDA {
+            put_raw<From>(values, target, present);
+            target += pitch;
+          });
+        }
       }
-    }
   }
 }
 
