@@ -86,8 +86,7 @@ void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor
       cpu::fold_input_grad<Rank>({output, input, weights, geometry, bias_data(bias), grad_output}))
     return;
   std::optional<cpu::TurnedWeight<Rank>> turned;
-  if (!place.cuda && !reaches_far(geometry))
-    turned = cpu::turned_weight<Rank>(weights, geometry.kernel, output, grad_output);
+  if (!place.cuda && !reaches_far(geometry)) turned = cpu::turned_weight<Rank>(weights, geometry, output, grad_output);
   if (turned) weights = turned->planes;
   const int64_t rows = input.layout.count[2];
   const int64_t longest_run = longest_shared_run<Rank>(place, rows, weights.dtype);

@@ -2,11 +2,32 @@
 
 #include "huge_pages.h"
 #include "weight_rows.h"
+#include "windows.h"
 
 namespace unfoldconv::cpu {
 namespace {
 
 constexpr int64_t kBlockLines = 64;  // of a task
+
+// A run for each tap pays off where it is long, or where enough of them are left out because they read only padding.
+constexpr int64_t kLongRun = 96;  // terms
+constexpr double kMuchPadding = 0.1;
+
+// How much of what the taps of an input gradient read along all axes but the last is padding.
+template <int Rank>
+double padding_share(const Geometry<Rank>& geometry) {
+  double inside = 1;
+  for (int axis = 0; axis < Rank - 1; ++axis) {
+    const WindowAxis window(geometry, axis);
+    int64_t read = 0;  // positions and taps that read the image
+    for (int64_t tap = 0; tap < window.kernel; ++tap) {
+      const RunPart part = window.inside(tap * window.dilation - window.padding_low, window.positions);
+      read += part.end - part.begin;
+    }
+    inside *= static_cast<double>(read) * window.stride / (static_cast<double>(window.image) * window.kernel);
+  }
+  return 1 - inside;
+}
 
 // Whether the rows and taps of one channel are neighbours in memory, in whatever order.
 template <int Rank>
@@ -43,17 +64,18 @@ void turn(const Terms& terms, const Planes<Rank>& weight, int64_t lines, int64_t
 }  // namespace
 
 template <int Rank>
-std::optional<TurnedWeight<Rank>> turned_weight(const Planes<Rank>& weight, const int64_t (&kernel)[Rank],
+std::optional<TurnedWeight<Rank>> turned_weight(const Planes<Rank>& weight, const Geometry<Rank>& geometry,
                                                 const Planes<Rank>& image, const Tensor& like) {
   if (!may_use(Engine::positions) || image.layout.stride[2] == 1 || weight.layout.stride[2] == 1 ||
-      !rows_and_taps_adjoin(weight.layout, kernel))
+      !rows_and_taps_adjoin(weight.layout, geometry.kernel))
     return std::nullopt;
   std::optional<TurnedWeight<Rank>> result;
   with_terms(weight.dtype, [&](const auto& terms) {
     using Terms = std::decay_t<decltype(terms)>;
     using Element = typename Terms::Element;
     const auto& layout = weight.layout;
-    const int64_t lines = layout.count[1] * Geometry<Rank>::product(kernel);
+    if (Terms::count(layout.count[2]) < kLongRun && padding_share(geometry) < kMuchPadding) return;
+    const int64_t lines = layout.count[1] * geometry.tap_numel();
     const int64_t pitch =
         line_pitch(layout.count[2] * static_cast<int64_t>(sizeof(Element))) / static_cast<int64_t>(sizeof(Element));
     Planes<Rank> planes = weight;
@@ -79,8 +101,8 @@ std::optional<TurnedWeight<Rank>> turned_weight(const Planes<Rank>& weight, cons
   return result;
 }
 
-#define UNFOLDCONV_INSTANTIATE(RANK)                                                                           \
-  template std::optional<TurnedWeight<RANK>> turned_weight<RANK>(const Planes<RANK>&, const int64_t (&)[RANK], \
+#define UNFOLDCONV_INSTANTIATE(RANK)                                                                         \
+  template std::optional<TurnedWeight<RANK>> turned_weight<RANK>(const Planes<RANK>&, const Geometry<RANK>&, \
                                                                  const Planes<RANK>&, const Tensor&);
 UNFOLDCONV_INSTANTIATE(1)
 UNFOLDCONV_INSTANTIATE(2)

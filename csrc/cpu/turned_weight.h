@@ -18,10 +18,10 @@ struct TurnedWeight {
   int64_t bytes;
 };
 
-// Nothing if that engine is not to compute it, or reads the weight as it is or in another order. `weight` is (group,
-// row, channel), and `image` what it is correlated with.
+// Nothing if that engine is not to compute it, or is faster with the weight as it is. `weight` is (group, row,
+// channel), `image` what it is correlated with, and `geometry` that of the convolution whose input gradient it is.
 template <int Rank>
-std::optional<TurnedWeight<Rank>> turned_weight(const Planes<Rank>& weight, const int64_t (&kernel)[Rank],
+std::optional<TurnedWeight<Rank>> turned_weight(const Planes<Rank>& weight, const Geometry<Rank>& geometry,
                                                 const Planes<Rank>& image, const Tensor& like);
 
 }  // namespace unfoldconv::cpu
