@@ -24,7 +24,9 @@ namespace unfoldconv::cpu {
 namespace {
 
 constexpr int64_t kTileBytes = 32 * 1024;  // on the stack, and at home in the first-level cache
-constexpr int64_t kPlanesTogether = 64;    // bytes of channels_last that one tile takes: a cache line
+// Bytes of channels_last that one tile takes: a cache line, but fewer where a tile would hold few positions.
+constexpr int64_t kMostTogether = 64, kLeastTogether = 16;
+constexpr int64_t kFewPositions = 256;
 constexpr int64_t kFewChannels = 4;
 
 struct Box {
@@ -88,18 +90,25 @@ class Unfolder {
         copy_rows_(kernels().patches.copy_rows) {
     // Where channels lie side by side, every cache line holds elements of many planes. A few fill no vector.
     if (layout.stride[2] == 1 && layout.axis_stride[2] != 1 && layout.count[2] >= kFewChannels)
-      together_ = std::clamp<int64_t>(kPlanesTogether / sizeof(From), 1, layout.count[2]);
+      most_together_ = std::clamp<int64_t>(kMostTogether / sizeof(From), 1, layout.count[2]);
   }
 
   // Writes the columns of a box to columns + offset.
   void operator()(const Box& box, int64_t offset) const {
     int64_t tile[3], tiles[3];
-    const bool fits = choose_tile(box, tile);
+    int64_t together = most_together_;
+    bool fits = choose_tile(box, together, tile);
+    const int64_t enough = std::min(kFewPositions, Geometry<3>::product(box.count));
+    while (together > 1 && (!fits || (Geometry<3>::product(tile) < enough &&
+                                      together * static_cast<int64_t>(sizeof(From)) > kLeastTogether))) {
+      together /= 2;
+      fits = choose_tile(box, together, tile);
+    }
     for (int axis = 0; axis < 3; ++axis) tiles[axis] = ceil_div(box.count[axis], tile[axis]);
     const int64_t tile_numel = Geometry<3>::product(tiles);
-    const int64_t blocks = ceil_div(layout_.count[2], together_);
+    const int64_t blocks = ceil_div(layout_.count[2], together);
     const int64_t items = layout_.count[0] * layout_.count[1] * blocks * tile_numel;
-    const int64_t item_bytes = Geometry<3>::product(tile) * taps_ * sizeof(To) * together_;
+    const int64_t item_bytes = Geometry<3>::product(tile) * taps_ * sizeof(To) * together;
     parallel_over(items, item_bytes, [&](int64_t begin, int64_t end) {
       alignas(64) unsigned char buffer[kTileBytes];
       Offsets offsets;
@@ -119,9 +128,9 @@ class Unfolder {
           step *= axes_[axis].positions;
         }
         const int64_t block = item / tile_numel;
-        const int64_t channel = block % blocks * together_;
+        const int64_t channel = block % blocks * together;
         const int64_t plane = block / blocks * layout_.count[2] + channel;
-        const int64_t planes = std::min(together_, layout_.count[2] - channel);
+        const int64_t planes = std::min(together, layout_.count[2] - channel);
         if (!fits) {
           direct(part, plane, planes, target);
           continue;
@@ -132,7 +141,7 @@ class Unfolder {
         To* const values = reinterpret_cast<To*>(buffer);
         if (std::exchange(current, item % tile_numel) != item % tile_numel) {
           // The padding is the same for every plane.
-          if (reads_padding(part, reads)) std::memset(buffer, 0, slots * together_ * sizeof(To));
+          if (reads_padding(part, reads)) std::memset(buffer, 0, slots * together * sizeof(To));
           if (!std::equal(part.count, part.count + 3, offsets.count)) {
             std::copy(part.count, part.count + 3, offsets.count);
             offsets.valid = false;
@@ -153,8 +162,8 @@ class Unfolder {
   };
 
   // The largest tile that fits, cut along the outer axes first; false if not even one position does.
-  bool choose_tile(const Box& box, int64_t (&tile)[3]) const {
-    const double room = static_cast<double>(kTileBytes) / sizeof(To) / together_;
+  bool choose_tile(const Box& box, int64_t together, int64_t (&tile)[3]) const {
+    const double room = static_cast<double>(kTileBytes) / sizeof(To) / together;
     std::copy(box.count, box.count + 3, tile);
     for (int axis = 0; axis < 3; ++axis) {
       double others = 1;
@@ -288,7 +297,7 @@ class Unfolder {
   const PlaneLayout<3>& layout_;
   WindowAxis axes_[3];
   To* columns_;
-  int64_t row_stride_, taps_, together_ = 1;
+  int64_t row_stride_, taps_, most_together_ = 1;  // planes in a tile
   Move<From, To> move_;
   CopyRows copy_rows_;
 };
