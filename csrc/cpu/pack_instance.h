@@ -200,6 +200,7 @@ void pack_rows(const PanelArguments<From>& arguments, T* rows) {
 }  // namespace unfoldconv::cpu::UNFOLDCONV_ISA
 
 #include "pack_lines_instance.h"
+#include "transpose_instance.h"
 
 namespace unfoldconv::cpu::UNFOLDCONV_ISA {
 namespace {
