@@ -83,7 +83,8 @@ Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
   return plan;
 }
 
-// Gathers the terms of a panel, taps first, and lists their runs; returns how many there are.
+// Gathers the terms of a panel, taps first, and lists their runs; returns how many there are. To leave out a tap that
+// reads only padding changes no bit of a sum, unless its weight is infinite or NaN.
 template <class Terms, int Rank>
 int64_t gather_taps(const Terms& terms, PanelArguments<typename Terms::From> panel, const int64_t* weight_offsets,
                     const Buffers<Terms, Rank>& buffers) {

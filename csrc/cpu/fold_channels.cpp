@@ -138,8 +138,7 @@ bool run(const Terms& terms, const InputGrad<Rank>& problem) {
   };
   Carver shared_count;
   carve_shared(shared_count);
-  const int64_t split = std::max(geometry.kernel[last - 1], ceil_div(plan.row_count, kTasksPerProblem));
-  const int64_t tasks = ceil_div(plan.row_count, split);
+  const int64_t split = plan.rows_of_task(geometry), tasks = ceil_div(plan.row_count, split);
   if (Report* const report = Report::wanted()) {
     report->engine(Engine::channels, terms.tile_name(std::min(plan.panel, plan.lanes)), tasks, count.bytes(),
                    shared_count.bytes(), "few channels that adjoin in memory: windows of all phases are added up");
@@ -195,9 +194,7 @@ bool fold_channels(const InputGrad<3>& problem) {
   const PlaneLayout<3>&input = problem.grad_input.layout, &output = problem.grad_output.layout;
   const Geometry<3>& geometry = problem.geometry;
   const int64_t rows = input.count[2];
-  if (rows > kDotColumns || rows * geometry.stride[2] < kLeastChunk) return false;
-  // Windows that do not overlap leave nothing to add up.
-  if (geometry.kernel[2] <= geometry.stride[2] || geometry.dilation[2] > 1) return false;
+  if (rows * geometry.stride[2] < kLeastChunk || geometry.dilation[2] > 1) return false;
   if (geometry.positions[2] < kLeastPositions) return false;
   if (output.stride[2] != 1 || (rows > 1 && input.stride[2] != 1) || input.axis_stride[2] != rows) return false;
   bool done = false;

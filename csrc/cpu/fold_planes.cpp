@@ -96,8 +96,7 @@ bool run(const Terms& terms, const InputGrad<Rank>& problem) {
   };
   Carver shared_count;
   carve_shared(shared_count);
-  const int64_t split = std::max(geometry.kernel[last - 1], ceil_div(plan.row_count, kTasksPerProblem));
-  const int64_t tasks = ceil_div(plan.row_count, split);
+  const int64_t split = plan.rows_of_task(geometry), tasks = ceil_div(plan.row_count, split);
   if (Report* const report = Report::wanted()) {
     report->engine(Engine::positions, terms.tile_name(std::min(terms.most_lanes(), plan.pitch)), tasks, count.bytes(),
                    shared_count.bytes(), "few channels: one product for all taps, whose windows are added up");
@@ -161,9 +160,8 @@ bool fold_planes(const InputGrad<3>& problem) {
   const PlaneLayout<3>&input = problem.grad_input.layout, &output = problem.grad_output.layout;
   const Geometry<3>& geometry = problem.geometry;
   const int64_t columns = geometry.tap_numel() / geometry.kernel[0] * input.count[2];
-  if (input.count[2] > kDotColumns || output.count[2] < kLeastChannels || columns < kLeastColumns) return false;
-  // Windows that do not overlap leave nothing to add up.
-  if (geometry.kernel[2] <= geometry.stride[2] || geometry.positions[2] < kLeastPositions) return false;
+  if (output.count[2] < kLeastChannels || columns < kLeastColumns) return false;
+  if (geometry.positions[2] < kLeastPositions) return false;
   if (output.axis_stride[2] != 1 || input.axis_stride[2] != 1) return false;
   bool done = false;
   with_wide_terms(problem.grad_input.dtype, [&](const auto& terms) { done = run(terms, problem); });

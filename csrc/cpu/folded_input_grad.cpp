@@ -1,6 +1,7 @@
 #include "folded_input_grad.h"
 
 #include "../engine.h"
+#include "tile_kernels.h"
 
 namespace unfoldconv::cpu {
 
@@ -15,6 +16,9 @@ bool fold_input_grad(const InputGrad<Rank>& any_rank) {
                              any_rank.like};
   if (problem.grad_input.layout.count[1] > 1 || problem.grad_output.layout.count[2] < 2) return false;
   if (problem.grad_input.layout.plane_numel() * problem.geometry.image_numel() == 0) return false;
+  if (problem.grad_input.layout.count[2] > kDotColumns) return false;
+  // Windows that do not overlap leave nothing to add up.
+  if (problem.geometry.kernel[2] <= problem.geometry.stride[2]) return false;
   if (may_use(Engine::channels) && fold_channels(problem)) return true;
   return may_use(Engine::positions) && fold_planes(problem);
 }

@@ -50,6 +50,11 @@ struct FoldedRows {
     }
   }
 
+  // At least as many as share a row of grad_output, of which neighbouring tasks compute columns each for itself.
+  int64_t rows_of_task(const Geometry<Rank>& geometry) const {
+    return std::max(geometry.kernel[last - 1], ceil_div(row_count, kTasksPerProblem));
+  }
+
   // Rows follow each other along the axis before the last, so that they share rows of grad_output.
   Row row(int64_t index, const Geometry<Rank>& geometry) const {
     Row result;
