@@ -12,6 +12,7 @@
 #include "columns.h"
 #include "convolution.h"
 #include "cpu/huge_pages.h"
+#include "engine.h"
 #include "place.h"
 #include "planes.h"
 #include "workspace.h"
@@ -74,6 +75,15 @@ Sizes with_axes(int64_t batch, int64_t channels, const int64_t (&axes)[Rank]) {
   return sizes;
 }
 
+// Tells a report, if one is wanted, of an op that moves every element of both tensors once; then it is not to run.
+bool report_patches(const char* name, double flops, const Tensor& from, const Tensor& to) {
+  Report* const report = Report::wanted();
+  if (report == nullptr) return false;
+  const double elements = static_cast<double>(from.numel()) + static_cast<double>(to.numel());
+  report->op(name, flops, elements * element_size(from.scalar_type()));
+  return true;
+}
+
 Tensor im2col_op(const Tensor& input, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding_low,
                  const Sizes& padding_high, const Sizes& dilation) {
   const Window window{kernel_size, stride, padding_low, padding_high, dilation};
@@ -90,7 +100,7 @@ Tensor im2col_op(const Tensor& input, const Sizes& kernel_size, const Sizes& str
     if (!input.is_cuda())
       cpu::ask_for_huge_pages(columns.data_ptr(), columns.numel() * element_size(columns.scalar_type()));
     const Planes<Rank> planes = planes_of<Rank>(input, 1);
-    if (columns.numel() > 0)
+    if (!report_patches("im2col", 0, input, columns) && columns.numel() > 0)
       im2col<Rank>(place_of(input), planes.data, planes.dtype, planes.layout, geometry, {0, positions},
                    columns.data_ptr(), planes.dtype);
     return columns;
@@ -124,7 +134,8 @@ Tensor col2im_op(const Tensor& columns, const Sizes& input_size, const Sizes& ke
     const auto device = guard(columns);
     Tensor image = empty_tensor(columns, contiguous_extents(sizes), columns.scalar_type());
     const int64_t strides[] = {columns.stride(0), columns.stride(1), columns.stride(2)};
-    if (image.numel() > 0)
+    const double additions = columns.numel();
+    if (!report_patches("col2im", additions, columns, image) && image.numel() > 0)
       col2im<Rank>(place_of(columns), columns.data_ptr(), columns.scalar_type(), batch, channels, strides, geometry,
                    image.data_ptr());
     return image;
