@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "allocation.h"
+#include "autotune.h"
 #include "checks.h"
 #include "columns.h"
 #include "convolution.h"
@@ -154,6 +155,17 @@ void check_operands(const char* name, const Tensor& first, const char* second_na
         ", but got ", name_of(first));
 }
 
+// Calls compute(), which fills the result of a convolution, by the engine that suits it. `numbers` tells the op and
+// what else of the call is neither in the operands nor in the window.
+template <class F>
+void run_op(std::initializer_list<const Tensor*> operands, std::vector<int64_t> numbers, const Window& window,
+            F&& compute) {
+  if (!tuning()) return compute();
+  for (const Sizes* sizes : {&window.stride, &window.padding_low, &window.padding_high, &window.dilation})
+    numbers.insert(numbers.end(), sizes->begin(), sizes->end());
+  run_tuned(place_of(**operands.begin()), {operands, std::move(numbers)}, compute);
+}
+
 // The kernel_size that a weight [out, in, *kernel] carries.
 Sizes kernel_of(const Tensor& weight) {
   const auto sizes = weight.sizes();
@@ -182,7 +194,9 @@ Tensor conv_op(const Tensor& input, const Tensor& weight, const std::optional<Te
     check_bytes("output", input, sizes);
     const auto device = guard(input);
     Tensor output = empty_result(sizes, input, weight);
-    conv<Rank>(place_of(input), input, weight, contiguous(bias), geometry, groups, output);
+    run_op({&input, &weight}, {0, groups, bias.has_value()}, window, [&, bias = contiguous(bias)] {
+      conv<Rank>(place_of(input), input, weight, bias, geometry, groups, output);
+    });
     return output;
   });
 }
@@ -216,7 +230,9 @@ Tensor conv_input_grad_op(const Tensor& grad_output, const Tensor& weight, const
     const auto device = guard(grad_output);
     Tensor grad_input = empty_result(sizes, grad_output, weight);
     if (grad_input.numel() > 0)
-      conv_input_grad<Rank>(place_of(grad_output), grad_output, weight, contiguous(bias), geometry, groups, grad_input);
+      run_op({&grad_output, &weight, &grad_input}, {1, groups, bias.has_value()}, window, [&, bias = contiguous(bias)] {
+        conv_input_grad<Rank>(place_of(grad_output), grad_output, weight, bias, geometry, groups, grad_input);
+      });
     return grad_input;
   });
 }
@@ -242,7 +258,8 @@ Tensor conv_weight_grad_op(const Tensor& grad_output, const Tensor& input, const
     if (input.size(0) == 0) return torch::stable::new_zeros(input, sizes);
     Tensor grad_weight = empty_tensor(input, contiguous_extents(sizes), input.scalar_type());
     if (grad_weight.numel() > 0)
-      conv_weight_grad<Rank>(place_of(input), grad_output, input, geometry, groups, grad_weight);
+      run_op({&grad_output, &input, &grad_weight}, {2, groups}, window,
+             [&] { conv_weight_grad<Rank>(place_of(input), grad_output, input, geometry, groups, grad_weight); });
     return grad_weight;
   });
 }
