@@ -26,6 +26,8 @@ bool correlate_channels(const Correlation<3>& problem);
 
 bool correlate_lines(const Correlation<3>& problem);
 
+bool correlate_planes(const Correlation<3>& problem);
+
 bool correlate_strips(const Correlation<3>& problem);
 
 }  // namespace unfoldconv::cpu
