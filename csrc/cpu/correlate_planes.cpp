@@ -16,10 +16,14 @@
 namespace unfoldconv::cpu {
 namespace {
 
-constexpr int64_t kChunkTerms = 32;   // channels, or pairs of them, that are copied at a time
-constexpr int64_t kLeastTerms = 16;   // shorter runs cost more than a gathered panel
+constexpr int64_t kChunkTerms = 32;  // channels, or pairs of them, that are copied at a time
+constexpr int64_t kLeastTerms = 16;  // shorter runs cost more than a gathered panel
 constexpr int64_t kMostBandRows = 256;
-constexpr double kCopyCost = 8;       // of a vector, in products of vectors
+constexpr int64_t kMostReach = int64_t{1} << 20;  // of a window along an axis, and of a row; more would not fit anyway
+
+// In products of vectors: what a row of the copy takes, and each vector of it; an element of a weight that is packed;
+// and by how much this engine must be ahead, because its lanes begin anywhere in a line of the cache.
+constexpr double kRowCost = 40, kVectorCost = 6, kPackCost = 3, kLead = 0.95;
 
 // How a problem is cut up. Of the copy, all sizes are in terms.
 struct Plan {
@@ -28,8 +32,9 @@ struct Plan {
   int64_t plane, pitch;  // from one plane of the kernel to the next, and from one channel
   int64_t terms, chunk, chunks;
   int64_t band_rows, bands;
-  int64_t lanes;  // of a band, whole vectors
-  double time;    // in products of vectors, for each term
+  int64_t lanes;      // of a band, whole vectors
+  double time;        // in products of vectors, for each term
+  double time_alone;  // the same of one image and group on one thread
 };
 
 template <class Terms, int Rank>
@@ -47,17 +52,18 @@ void set_band(const Terms& terms, const Correlation<Rank>& problem, int64_t rows
   const double products = static_cast<double>(problem.rows()) * g.tap_numel();
   const int64_t vectors = plan.lanes / terms.tiles.lanes, tasks = problem.batch() * problem.groups() * g.positions[0];
   const double task = products * (vectors + kNarrowing * ceil_div(vectors, terms.tiles.vectors)) +
-                      kCopyCost * g.kernel[0] * rows_read * ceil_div(plan.row, terms.tiles.lanes);
-  plan.time = task * ceil_div(tasks * plan.bands, torch::stable::get_num_threads());
+                      g.kernel[0] * rows_read * (kRowCost + kVectorCost * ceil_div(plan.row, terms.tiles.lanes));
+  const double pack = kPackCost * products;
+  plan.time = task * ceil_div(tasks * plan.bands, torch::stable::get_num_threads()) + pack;
+  plan.time_alone = task * g.positions[0] * plan.bands + pack;
 }
 
-// What gathering panels takes, in the same measure (best_cut).
+// What gathering panels takes for one image and group on one thread, in the same measure (best_cut).
 template <class Terms, int Rank>
 double gathering_time(const Terms& terms, const Correlation<Rank>& problem) {
-  const int64_t vectors = ceil_div(problem.batch() * problem.geometry.position_numel(), int64_t{terms.tiles.lanes});
-  const double rows = problem.rows();
-  return (vectors * (rows + kGatherRows) + kNarrowing * rows * ceil_div(vectors, terms.tiles.vectors)) *
-         problem.geometry.tap_numel() * problem.groups() / torch::stable::get_num_threads();
+  const double vectors = static_cast<double>(problem.geometry.position_numel()) / terms.tiles.lanes;
+  const double rows = problem.rows(), narrow = kNarrowing * rows / terms.tiles.vectors;
+  return vectors * (rows + kGatherRows + narrow) * problem.geometry.tap_numel();
 }
 
 // False where no band fits into the limit of memory, or none is fast.
@@ -68,18 +74,24 @@ bool find_plan(const Terms& terms, const Correlation<Rank>& problem, Plan& plan)
   const int64_t limit = workspace_limit().cpu, reach = (g.kernel[2] - 1) * g.dilation[2] - g.padding_low[2];
   plan.front = std::max<int64_t>(0, g.padding_low[2]);
   plan.row = std::max({g.image[2] + plan.front, g.positions[2] + reach, g.positions[2]});
+  for (int axis = 0; axis < Rank; ++axis)
+    if (std::max({g.kernel[axis], (g.kernel[axis] - 1) * g.dilation[axis], plan.row}) > kMostReach) return false;
   plan.terms = Terms::count(problem.channels());
   plan.chunk = std::min(plan.terms, kChunkTerms);
   plan.chunks = ceil_div(plan.terms, plan.chunk);
   Plan best{};
+  double least = 0;
   for (int64_t rows = std::min(g.positions[1], kMostBandRows); rows > 0; --rows) {
     set_band(terms, problem, rows, plan);
     const bool fits = plan.chunk * plan.pitch * static_cast<int64_t>(sizeof(typename Terms::T)) <= limit / 4 &&
                       problem.rows() * plan.lanes * static_cast<int64_t>(sizeof(Sum)) <= limit / 4;
-    if (fits && (best.time == 0 || plan.time < best.time)) best = plan;
+    if (!fits) continue;
+    if (best.time == 0 || plan.time < best.time) best = plan;
+    if (least == 0 || plan.time_alone < least) least = plan.time_alone;
   }
   plan = best;
-  return best.time > 0 && best.time < gathering_time(terms, problem);
+  // No sum may depend on the number of images or threads, so neither may the engine.
+  return least > 0 && least < kLead * gathering_time(terms, problem);
 }
 
 template <class Terms>
@@ -166,10 +178,9 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
     for (int64_t tap = 0; tap < taps; ++tap) weight_offsets[tap] = (weight_offsets[tap] - lowest) * line;
   }
   if (problem.bias) widen_bias<Terms>(problem.bias, groups, 1, rows, rows, bias);
-  const WeightLines<Element> lines =
-      in_place ? WeightLines<Element>{reinterpret_cast<const Element*>(weight.data), weight.layout.stride[0],
-                                      weight.layout.stride[1]}
-               : WeightLines<Element>{packed, rows * taps * line, taps * line};
+  const WeightLines<Element> lines = in_place ? WeightLines<Element>{reinterpret_cast<const Element*>(weight.data),
+                                                                     weight.layout.stride[0], weight.layout.stride[1]}
+                                              : WeightLines<Element>{packed, rows * taps * line, taps * line};
 
   const bool serial = 2. * problem.batch() * g.position_numel() * groups * rows * channels * taps < kSerialFlops;
   run_tasks(tasks, serial, problem.like, carve, [&](int64_t task, const auto& buffers) {
@@ -202,11 +213,13 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
           T* to = copy + kz * plan.plane;
           to = std::fill_n(to, plan.front, T{});
           for (int64_t y = first_row - g.padding_low[1], end = y + rows_read; y < end; ++y, to += plan.row) {
+            const From* const from = plane + y * image.axis_stride[1];
             if (beyond(y, g.image[1]))
               std::fill_n(to, plan.row, T{});
+            else if constexpr (std::is_same_v<T, From>)
+              std::fill(std::copy_n(from, g.image[2], to), to + plan.row, T{});
             else
-              terms.pack.transpose(
-                  {plane + y * image.axis_stride[1], 1, image.stride[2], g.image[2], Terms::kHalves, plan.row}, to, 0);
+              terms.pack.transpose({from, 1, image.stride[2], g.image[2], Terms::kHalves, plan.row}, to, 0);
           }
         }
         std::fill(copy + g.kernel[0] * plan.plane, copy + plan.pitch, T{});
@@ -239,10 +252,10 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
               buffers.run_rows[j * tile_rows + i] = reinterpret_cast<const T*>(
                   weights + (row + i) * lines.row + weight_offsets[buffers.run_taps[j]] + first_channel);
           const Start start = chunk > 0 ? Start::sum : problem.bias ? Start::row_bias : Start::zero;
-          terms.multiply(width, count,
-                         {buffers.runs, runs, 0, buffers.copy + lane, 1, plan.pitch,
-                          buffers.sums + row * plan.lanes + lane, plan.lanes, start,
-                          problem.bias ? bias + group * rows + row : nullptr});
+          terms.multiply(
+              width, count,
+              {buffers.runs, runs, 0, buffers.copy + lane, 1, plan.pitch, buffers.sums + row * plan.lanes + lane,
+               plan.lanes, start, problem.bias ? bias + group * rows + row : nullptr});
         }
       }
     }
