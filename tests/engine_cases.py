@@ -51,6 +51,12 @@ _PLANES: dict[str, dict[str, Any]] = {
     | {"padding": ((5, 5), (5, 5)), "bias": True},
     "missing_taps_of_300_channels": {"in_channels": 7, "out_channels": 300, "input_size": (9, 16), **_SQUARE}
     | {"dilation": (4, 1), "padding": ((4, 4), (1, 1))},
+    # Planes with borders, read where they lie: bands, chunks of channels, kernel planes beyond the image.
+    "planes": {"in_channels": 40, "out_channels": 7, "input_size": (21, 33), **_SQUARE, "bias": True},
+    "planes_of_the_gradient": {"in_channels": 6, "out_channels": 70, "input_size": (19, 30), **_SQUARE},
+    "planes_dilated": {"in_channels": 34, "out_channels": 8, "input_size": (20, 50), **_SQUARE, "dilation": (2, 3)}
+    | {"padding": ((2, 1), (0, 4))},
+    "planes_of_groups": _grouped(2, 32, 5, input_size=(17, 40), **_SQUARE),
     # Taps farther from each other than a row is long; rows of an odd number of positions, of many channels and rows.
     "far_taps": {"in_channels": 17, "input_size": (4, 100), **_SQUARE, "dilation": (1, 40)},
     "odd_rows": {"in_channels": 34, "out_channels": 20, "batch": 3, "input_size": (9, 11), **_SQUARE, "bias": True},
@@ -155,6 +161,7 @@ _VOLUMES: dict[str, dict[str, Any]] = {
     "wide": {"batch": 1, "in_channels": 4, "input_size": (2, 3, 80), **_SQUARE},
     "odd_rows": {"in_channels": 18, "out_channels": 20, "input_size": (3, 4, 9), **_SQUARE},
     "folded": {"in_channels": 2, "out_channels": 9, "input_size": (5, 4, 60), **_SQUARE, "stride": (2, 1, 2)},
+    "planes": {"in_channels": 40, "out_channels": 32, "input_size": (4, 12, 20), **_SQUARE, "stride": (2, 1, 1)},
     "strips": {"in_channels": 2, "out_channels": 9, "input_size": (3, 4, 26), **_SQUARE, "stride": (1, 2, 2)},
     "depthwise": _depthwise(9, input_size=(3, 4, 5), bias=True),
     "groups_4": _grouped(3, 4, 4, **_SQUARE, input_size=(3, 4, 5), stride=(1, 2, 1)),

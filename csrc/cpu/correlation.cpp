@@ -15,6 +15,7 @@ bool correlate(const Correlation<Rank>& any_rank) {
   const bool output_adjoins = problem.outputs[0].layout.stride[2] == 1 || problem.rows() == 1;
   const bool wanted = input_adjoins && (problem.channels() > 1 || output_adjoins);
   if (wanted && may_use(Engine::channels) && correlate_channels(problem)) return true;
+  if (may_use(Engine::positions) && correlate_planes(problem)) return true;
   return may_use(Engine::positions) && correlate_positions(problem);
 }
 
