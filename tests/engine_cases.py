@@ -98,6 +98,10 @@ _PLANES: dict[str, dict[str, Any]] = {
     "stride_3_kernel_2": {"input_size": (10, 8), "kernel_size": (2, 2), "stride": (3, 3), "padding": _PAD_1},
     "dilation_2_stride_2": {"in_channels": 9, "input_size": (10, 9), **_SQUARE, "dilation": (2, 2), "stride": (2, 2)},
     "dilation_3_stride_2": {"in_channels": 8, "input_size": (11, 9), **_SQUARE, "dilation": (3, 2), "stride": (2, 3)},
+    # Phases of the stride that no tap reaches.
+    "stride_2_kernel_1": {"in_channels": 34, "out_channels": 12, "input_size": (7, 8), "kernel_size": (1, 1)}
+    | {"stride": (2, 2), "bias": True},
+    "stride_3_of_groups": _grouped(2, 17, 6, input_size=(8, 9), kernel_size=(2, 1), stride=(3, 2), bias=True),
     # Padding beyond the image; taps that read it nowhere; a high end that is cropped.
     "padding_beyond_the_image": {"in_channels": 9, "input_size": (3, 2), **_SQUARE, "padding": ((5, 4), (3, 6))},
     "taps_that_miss": {"in_channels": 8, "input_size": (2, 3), "kernel_size": (7, 5), "padding": ((5, 4), (4, 4))},

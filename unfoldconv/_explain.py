@@ -40,7 +40,7 @@ class Op:
         name: `conv`, `conv_input_grad` or `conv_weight_grad`.
         flops: Multiplications and additions, those with padding included.
         bytes: Sizes of the operands and the result.
-        steps: The engines in order; an input gradient has one for each phase of the stride.
+        steps: The engines in order; an input gradient has one for each phase of the stride that a tap reaches.
     """
 
     name: str
