@@ -41,6 +41,7 @@ _PLANES: dict[str, dict[str, Any]] = {
     # Positions of several images in one panel, and of one image alone.
     "positions_of_5_images": {"batch": 5, "in_channels": 16, "out_channels": 18, "input_size": (7, 7), **_SQUARE},
     "one_position_of_37_images": {"batch": 37, "in_channels": 10, "input_size": (3, 2), "kernel_size": (3, 2)},
+    "few_positions_of_130_channels": {"in_channels": 130, "out_channels": 100, "input_size": (2, 3), **_BIASED},
     "one_pixel_of_5_images": {"batch": 5, "in_channels": 9, "input_size": (1, 1), **_SQUARE, "bias": True},
     # Rows of positions longer than a panel, with neighbours and with gaps.
     "wide": {"input_size": (3, 150), **_SQUARE, "bias": True},
@@ -182,6 +183,10 @@ SHARED_CASES = [
     make_case("long_sums", 2, batch=7, in_channels=260, out_channels=9, input_size=(5, 4), **_BIASED),
     make_case("many_channels", 2, batch=7, in_channels=1100, out_channels=12, input_size=(3, 3), kernel_size=(1, 1),
               bias=True),
+    # The number of images decides between two engines.
+    make_case("few_positions", 2, batch=7, in_channels=200, out_channels=40, input_size=(2, 1), **_BIASED),
+    make_case("few_positions_of_many_channels", 2, batch=7, in_channels=1300, out_channels=40, input_size=(1, 2),
+              kernel_size=(1, 2), padding=((0, 0), (1, 0)), bias=True),
     make_case("few_channels", 2, batch=7, in_channels=3, out_channels=18, input_size=(21, 23), stride=(2, 2),
               **_BIASED),
     make_case("few_channels_in_long_rows", 2, batch=7, in_channels=3, out_channels=18, input_size=(9, 53),
