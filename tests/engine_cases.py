@@ -184,7 +184,7 @@ SHARED_CASES = [
     make_case("many_channels", 2, batch=7, in_channels=1100, out_channels=12, input_size=(3, 3), kernel_size=(1, 1),
               bias=True),
     # The number of images decides between two engines.
-    make_case("few_positions", 2, batch=7, in_channels=200, out_channels=40, input_size=(2, 1), **_BIASED),
+    make_case("few_positions", 2, batch=7, in_channels=200, out_channels=70, input_size=(2, 2), **_BIASED),
     make_case("few_positions_of_many_channels", 2, batch=7, in_channels=1300, out_channels=40, input_size=(1, 2),
               kernel_size=(1, 2), padding=((0, 0), (1, 0)), bias=True),
     make_case("few_channels", 2, batch=7, in_channels=3, out_channels=18, input_size=(21, 23), stride=(2, 2),
