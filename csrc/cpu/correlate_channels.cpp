@@ -144,12 +144,41 @@ void pack_weight_lines(const Terms& terms, const Correlation<Rank>& problem, con
   }
 }
 
+// Copies positions with those first that read inside the image at all taps of the last axis, and then side by side
+// those that miss the same ones: taps that no row of a tile reads are left out.
+template <int Rank>
+void group_by_taps(const Geometry<Rank>& geometry, const Position<Rank>* from, int64_t count, int64_t* missed,
+                   Position<Rank>* to) {
+  constexpr int last = Rank - 1;
+  const int64_t kernel = geometry.kernel[last], dilation = geometry.dilation[last];
+  int64_t most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    missed[i] = 0;
+    if (from[i].interior) continue;
+    const int64_t first = from[i].index[last] * geometry.stride[last] - geometry.padding_low[last];
+    const int64_t begin = std::clamp<int64_t>(ceil_div(-first, dilation), 0, kernel);
+    const int64_t end = std::clamp<int64_t>(ceil_div(geometry.image[last] - first, dilation), begin, kernel);
+    missed[i] = begin * (kernel + 1) + kernel - end;
+    most = std::max(most, missed[i]);
+  }
+  for (int64_t group = 0, next; group <= most; group = next) {
+    next = most + 1;
+    for (int64_t i = 0; i < count; ++i) {
+      if (missed[i] == group)
+        *to++ = from[i];
+      else if (missed[i] > group)
+        next = std::min(next, missed[i]);
+    }
+  }
+}
+
 template <class Terms, int Rank>
 struct Buffers {
   using T = typename Terms::T;
   T *lines, *zeros;
   typename Terms::Sum* sums;
-  Position<Rank>* positions;
+  Position<Rank>*positions, *located;
+  int64_t* missed;  // taps of each, see group_by_taps
   Run<T>* runs;
   const T** run_rows;  // [runs, rows of a tile]
   int32_t* run_ends;   // [tiles, chunks]
@@ -216,6 +245,8 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
         carver.take<T>(plan.gathered ? 0 : plan.chunks.channels),
         carver.take<Sum>(plan.block_positions * plan.panel_rows),
         carver.take<Position<Rank>>(plan.block_positions),
+        carver.take<Position<Rank>>(plan.gathered ? 0 : plan.block_positions),
+        carver.take<int64_t>(plan.gathered ? 0 : plan.block_positions),
         carver.take<Run<T>>(tiles * runs + 1),
         carver.take<const T*>((tiles * runs + 1) * plan.tile_rows),
         carver.take<int32_t>(tiles * plan.chunks.count)};
@@ -265,11 +296,12 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
               const int64_t block = std::min(plan.block_positions, positions - first);
               const From* const image =
                   reinterpret_cast<const From*>(problem.image.data) + group * problem.image.layout.stride[1];
-              locate_positions(first, block, problem, buffers.positions);
+              locate_positions(first, block, problem, plan.gathered ? buffers.positions : buffers.located);
               if (plan.gathered) {
                 gather_lines(terms, problem, image, tap_list, patch_rows, buffers.positions, block, plan.terms,
                              buffers.lines);
               } else {
+                group_by_taps(geometry, buffers.located, block, buffers.missed, buffers.positions);
                 std::fill_n(buffers.zeros, plan.chunks.channels, T{});
               }
               auto* next = buffers.runs;
