@@ -12,7 +12,6 @@
 #include "checks.h"
 #include "columns.h"
 #include "convolution.h"
-#include "cpu/huge_pages.h"
 #include "engine.h"
 #include "place.h"
 #include "planes.h"
@@ -98,8 +97,6 @@ Tensor im2col_op(const Tensor& input, const Sizes& kernel_size, const Sizes& str
     check_bytes("columns", input, {batch, channels, taps, positions});
     const auto device = guard(input);
     Tensor columns = empty_tensor(input, contiguous_extents({batch, channels * taps, positions}), input.scalar_type());
-    if (!input.is_cuda())
-      cpu::ask_for_huge_pages(columns.data_ptr(), columns.numel() * element_size(columns.scalar_type()));
     const Planes<Rank> planes = planes_of<Rank>(input, 1);
     if (!report_patches("im2col", 0, input, columns) && columns.numel() > 0)
       im2col<Rank>(place_of(input), planes.data, planes.dtype, planes.layout, geometry, {0, positions},

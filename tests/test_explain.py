@@ -32,6 +32,8 @@ def test_the_engine_follows_the_memory_format_and_the_dtype() -> None:
     last = torch.channels_last
     assert uc.explain(uc.conv2d, x, w).ops[0].steps[0].engine == "positions"
     assert uc.explain(uc.conv2d, x.to(memory_format=last), w).ops[0].steps[0].engine == "channels"
+    few, large = torch.ones(1, 64, 1, 1).to(memory_format=last), torch.ones(32, 64, 1, 1)
+    assert uc.explain(uc.conv2d, few, large).ops[0].steps[0].engine == "positions"
     assert uc.explain(uc.conv2d, x.long(), w.long()).ops[0].steps[0].engine == "columns"
 
 

@@ -40,8 +40,8 @@ class Op:
         name: `conv`, `conv_input_grad`, `conv_weight_grad`, `im2col` or `col2im`.
         flops: Multiplications and additions, those with padding included.
         bytes: Sizes of the operands and the result.
-        steps: The engines in order; an input gradient has one for each phase of the stride. None for `im2col` and
-            `col2im`, which have one way on each device and no workspace.
+        steps: The engines in order; an input gradient has one for each phase of the stride that a tap reaches. None for
+            `im2col` and `col2im`, which have one way on each device and no workspace.
     """
 
     name: str

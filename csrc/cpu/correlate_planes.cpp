@@ -213,10 +213,12 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
           T* to = copy + kz * plan.plane;
           to = std::fill_n(to, plan.front, T{});
           for (int64_t y = first_row - g.padding_low[1], end = y + rows_read; y < end; ++y, to += plan.row) {
-            const From* const from = plane + y * image.axis_stride[1];
-            if (beyond(y, g.image[1]))
+            if (beyond(y, g.image[1])) {
               std::fill_n(to, plan.row, T{});
-            else if constexpr (std::is_same_v<T, From>)
+              continue;
+            }
+            const From* const from = plane + y * image.axis_stride[1];
+            if constexpr (std::is_same_v<T, From>)
               std::fill(std::copy_n(from, g.image[2], to), to + plan.row, T{});
             else
               terms.pack.transpose({from, 1, image.stride[2], g.image[2], Terms::kHalves, plan.row}, to, 0);

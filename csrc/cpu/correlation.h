@@ -23,6 +23,10 @@ bool correlate(const Correlation<Rank>& problem);
 
 bool correlate_positions(const Correlation<3>& problem);
 
+// Whether channels that adjoin are better left to correlate_positions: it reads the weight where it lies, which takes
+// less time than to pack it does where positions are few. Both give the same bits then, so it may depend on the batch.
+bool few_positions(const Correlation<3>& problem);
+
 bool correlate_channels(const Correlation<3>& problem);
 
 bool correlate_lines(const Correlation<3>& problem);

@@ -14,7 +14,7 @@ namespace {
 constexpr int kMostSums = 14;
 constexpr int kMostSumsAnyStep = 4;
 constexpr int kLeastSumsOfKnownTaps = 7;
-// Terms of a weight gradient that are summed up by themselves first, as then are all of an image: errors grow with the
+// Terms of a weight gradient that are summed up by themselves first, as then are all of a box: errors grow with the
 // number that are added one by one.
 constexpr int64_t kTermsOfSum = 24;
 
