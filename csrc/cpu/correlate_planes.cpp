@@ -23,7 +23,7 @@ constexpr int64_t kMostReach = int64_t{1} << 20;  // of a window along an axis, 
 
 // In products of vectors: what a row of the copy takes, and each vector of it; an element of a weight that is packed;
 // and by how much this engine must be ahead, because its lanes begin anywhere in a line of the cache.
-constexpr double kRowCost = 40, kVectorCost = 6, kPackCost = 3, kLead = 0.95;
+constexpr double kRowCost = 40, kVectorCost = 6, kPackCost = 3, kLead = 0.90;
 
 // How a problem is cut up. Of the copy, all sizes are in terms.
 struct Plan {
