@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from ranks import Ranks
+
 # Files that take longest, begun first: each runs in one process, and the others fill up the rest.
 LONGEST = ("test_sanitizers.py", "test_amx.py", "test_engines.py", "test_cuda_kernels.py")
 
@@ -37,6 +39,14 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(1)
     yield torch.set_num_threads
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def ranks() -> Iterator[Ranks]:
+    """Two processes of a gloo group."""
+    ranks = Ranks()
+    yield ranks
+    ranks.stop()
 
 
 @pytest.fixture(params=DEVICES)

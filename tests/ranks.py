@@ -1,0 +1,95 @@
+"""Two processes of one gloo group, in which tests run their checks. They are started once and serve every test."""
+
+import multiprocessing
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+COUNT = 2
+STEP_TIMEOUT = timedelta(seconds=30)
+"""After which a collective that a rank waits for fails."""
+CHECK_SECONDS = 90
+"""After which a check is given up, and with it the processes."""
+
+
+def _serve(rank: int, rendezvous: str, connection: Connection) -> None:
+    """Runs one (function, arguments) after the other and answers with the traceback, or None."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=COUNT, timeout=STEP_TIMEOUT
+    )
+    while True:
+        try:
+            function, arguments = connection.recv()
+        except EOFError:
+            break
+        torch.manual_seed(0)
+        try:
+            function(*arguments)
+        except Exception:
+            connection.send(traceback.format_exc())
+        else:
+            connection.send(None)
+    dist.destroy_process_group()
+
+
+class Ranks:
+    """The processes, started when the first check comes and again after one that failed."""
+
+    def __init__(self) -> None:
+        self._processes: list[multiprocessing.process.BaseProcess] = []
+        self._connections: list[Connection] = []
+
+    def run(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Runs a function of a module on every rank at once; fails with what each rank raised."""
+        if not self._processes:
+            self._start()
+        for connection in self._connections:
+            connection.send((function, arguments))
+        answers = self._answers()
+        if any(answer is not None for answer in answers):
+            self.stop()
+            raise AssertionError("".join(f"\nrank {rank}: {answer}" for rank, answer in enumerate(answers)))
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        rendezvous = str(Path(tempfile.mkdtemp()) / "rendezvous")
+        for rank in range(COUNT):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, rendezvous, theirs), daemon=True)
+            process.start()
+            theirs.close()
+            self._processes.append(process)
+            self._connections.append(ours)
+
+    def _answers(self) -> list[str | None]:
+        """What each rank says. Once one has failed, the others are waited for just so long that most can follow."""
+        answers: list[str | None] = ["no answer"] * COUNT
+        waiting = dict(zip(self._connections, range(COUNT), strict=True))
+        deadline = monotonic() + CHECK_SECONDS
+        while waiting and (ready := wait(list(waiting), max(deadline - monotonic(), 0))):
+            for connection in ready:
+                rank = waiting.pop(connection)  # type: ignore[call-overload]
+                try:
+                    answers[rank] = connection.recv()  # type: ignore[union-attr]
+                except EOFError:
+                    answers[rank] = "the process has died"
+                if answers[rank] is not None:
+                    deadline = min(deadline, monotonic() + 2)
+        return answers
+
+    def stop(self) -> None:
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._processes, self._connections = [], []
