@@ -3,6 +3,8 @@ whole tensors, and the work is shared where it can be.
 """
 
 import itertools
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -154,3 +156,31 @@ def check_windows() -> None:
 
 def test_one_window_is_not_taken_for_another(ranks: Ranks) -> None:
     ranks.run(check_windows)
+
+
+ALONE = """
+import sys
+import torch
+import unfoldconv as uc
+assert "torch.distributed.tensor" not in sys.modules, "importing it takes a second"
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+mesh = init_device_mesh("cpu", (1,))
+x, w = torch.randn(4, 3, 8, 8), torch.randn(6, 3, 3, 3)
+image = distribute_tensor(x, mesh, [Shard(0)])
+weight = distribute_tensor(w, mesh, [Replicate()]).requires_grad_()
+output = torch.compile(uc.conv2d, fullgraph=True, backend="aot_eager")(image, weight, stride=2)
+torch.testing.assert_close(output.full_tensor(), uc.conv2d(x, w, stride=2))
+output.sum().backward()
+print(output.placements, weight.grad.placements)
+dist.destroy_process_group()
+"""
+
+
+def test_rules_are_known_to_a_process_that_compiles_first() -> None:
+    done = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(Shard(dim=0),) (Partial(sum),)"
