@@ -41,10 +41,10 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session")
-def ranks() -> Iterator[Ranks]:
-    """Two processes of a gloo group."""
-    ranks = Ranks()
+@pytest.fixture(scope="module")
+def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
+    """Processes of a gloo group: two, or as many as the module's RANKS says."""
+    ranks = Ranks(getattr(request.module, "RANKS", 2))
     yield ranks
     ranks.stop()
 

@@ -1,4 +1,4 @@
-"""Two processes of one gloo group, in which tests run their checks. They are started once and serve every test."""
+"""The processes of a gloo group, in which tests run their checks. They are started once and serve every test."""
 
 import multiprocessing
 import tempfile
@@ -13,18 +13,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-COUNT = 2
 STEP_TIMEOUT = timedelta(seconds=30)
 """After which a collective that a rank waits for fails."""
 CHECK_SECONDS = 90
 """After which a check is given up, and with it the processes."""
 
 
-def _serve(rank: int, rendezvous: str, connection: Connection) -> None:
+def _serve(rank: int, count: int, rendezvous: str, connection: Connection) -> None:
     """Runs one (function, arguments) after the other and answers with the traceback, or None."""
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=COUNT, timeout=STEP_TIMEOUT
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=count, timeout=STEP_TIMEOUT
     )
     while True:
         try:
@@ -44,7 +43,8 @@ def _serve(rank: int, rendezvous: str, connection: Connection) -> None:
 class Ranks:
     """The processes, started when the first check comes and again after one that failed."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int) -> None:
+        self.count = count
         self._processes: list[multiprocessing.process.BaseProcess] = []
         self._connections: list[Connection] = []
 
@@ -57,14 +57,15 @@ class Ranks:
         answers = self._answers()
         if any(answer is not None for answer in answers):
             self.stop()
-            raise AssertionError("".join(f"\nrank {rank}: {answer}" for rank, answer in enumerate(answers)))
+            raise AssertionError("".join(f"\nrank {rank}: {answer or 'passed'}" for rank, answer in enumerate(answers)))
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")  # torch is imported once, for all of them
+        context.set_forkserver_preload(["torch", "torch.distributed.tensor", "unfoldconv", "pytest"])
         rendezvous = str(Path(tempfile.mkdtemp()) / "rendezvous")
-        for rank in range(COUNT):
+        for rank in range(self.count):
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, rendezvous, theirs), daemon=True)
+            process = context.Process(target=_serve, args=(rank, self.count, rendezvous, theirs), daemon=True)
             process.start()
             theirs.close()
             self._processes.append(process)
@@ -72,8 +73,8 @@ class Ranks:
 
     def _answers(self) -> list[str | None]:
         """What each rank says. Once one has failed, the others are waited for just so long that most can follow."""
-        answers: list[str | None] = ["no answer"] * COUNT
-        waiting = dict(zip(self._connections, range(COUNT), strict=True))
+        answers: list[str | None] = ["no answer"] * self.count
+        waiting = dict(zip(self._connections, range(self.count), strict=True))
         deadline = monotonic() + CHECK_SECONDS
         while waiting and (ready := wait(list(waiting), max(deadline - monotonic(), 0))):
             for connection in ready:

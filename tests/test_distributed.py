@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 import unfoldconv as uc
-from ranks import COUNT, Ranks
+from ranks import Ranks
 
 STEPS = 4
 BATCH = 6
@@ -63,7 +63,7 @@ def train(model: nn.Module, part: Callable[[Tensor], Tensor]) -> list[float]:
 
 
 def own(tensor: Tensor) -> Tensor:
-    return tensor.chunk(COUNT)[dist.get_rank()]
+    return tensor.chunk(dist.get_world_size())[dist.get_rank()]
 
 
 def net() -> nn.Module:
@@ -78,7 +78,7 @@ def assert_trained_alike(model: nn.Module, losses: list[float]) -> None:
     assert expected[0] - expected[-1] > 1e-3, "training has changed nothing"
     mean = torch.tensor(losses, dtype=torch.float64)
     dist.all_reduce(mean)
-    torch.testing.assert_close(mean / COUNT, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(mean / dist.get_world_size(), expected, rtol=0, atol=1e-10)
     for (name, parameter), reference in zip(model.named_parameters(), alone.parameters(), strict=True):
         whole = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
         torch.testing.assert_close(whole, reference, rtol=0, atol=1e-10, msg=lambda m, name=name: f"{name}: {m}")
@@ -96,7 +96,7 @@ def test_ddp(ranks: Ranks, options: dict[str, bool]) -> None:
 
 def check_fsdp() -> None:
     model = net()
-    mesh = init_device_mesh("cpu", (COUNT,))
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     for layer in (*model.body, model.signal):
         if any(True for _ in layer.parameters()):
             fully_shard(layer, mesh=mesh)

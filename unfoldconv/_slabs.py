@@ -5,7 +5,7 @@ Along the axis that is divided a rank's elements are an interval of the whole im
 
 import itertools
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ Intervals = tuple[Interval, ...]  # one per rank
 
 
 class Plan(NamedTuple):
-    """Who holds what of the image, what each rank's windows read of it, and how far they reach beyond its ends."""
+    """Who holds what of the image, what each rank's windows read of it, how far they reach beyond, and their number."""
 
     held: Intervals
     read: Intervals
@@ -48,7 +48,7 @@ def agreed_sizes(call: object, size: int, device: torch.device, group: Any) -> l
     return list(sizes)
 
 
-def plan(sizes: Sequence[int], positions: int, kernel: int, axis: int, window: Window) -> Plan:
+def plan_of(sizes: Sequence[int], positions: int, kernel: int, axis: int, window: Window) -> Plan:
     """The plan for `positions` of a window over slabs of these sizes."""
     step, low = window.stride[axis], window.padding_low[axis]
     span = span_of(kernel, window.dilation[axis])
@@ -60,7 +60,7 @@ def plan(sizes: Sequence[int], positions: int, kernel: int, axis: int, window: W
     for first, stop in itertools.pairwise(firsts):
         if first == stop:
             read.append((0, 0))
-            padding.append((0, 0))
+            padding.append((span, 0))  # the op knows no empty output: one position, of nothing but padding
             continue
         begin, end = first * step - low, (stop - 1) * step - low + span
         inside = min(max(begin, 0), whole), min(max(end, 0), whole)
@@ -79,7 +79,7 @@ def _part(tensor: Tensor, dim: int, origin: int, interval: Interval) -> Tensor:
     return tensor.narrow(dim, interval[0] - origin, interval[1] - interval[0])
 
 
-class Move(Function):
+class _Move(Function):
     """From a tensor that is `source[rank]` of the image on each rank to one that is `target[rank]`.
 
     What several ranks hold is added up, always in the order of the ranks. So the adjoint is the way back.
@@ -94,16 +94,16 @@ class Move(Function):
         operations, pieces = [], []
         for peer in range(len(source)):
             sent, received = _overlap(here, target[peer]), _overlap(there, source[peer])
-            if peer == rank:
-                pieces.append((received, _part(tensor, dim, here[0], received)))
-                continue
-            if sent[0] < sent[1]:
+            if sent[0] < sent[1] and peer != rank:
                 piece = _part(tensor, dim, here[0], sent).contiguous()
                 operations.append(dist.P2POp(dist.isend, piece, group=group, group_peer=peer))
             if received[0] < received[1]:
-                sizes[dim] = received[1] - received[0]
-                piece = tensor.new_empty(sizes)
-                operations.append(dist.P2POp(dist.irecv, piece, group=group, group_peer=peer))
+                if peer == rank:
+                    piece = _part(tensor, dim, here[0], received)
+                else:
+                    sizes[dim] = received[1] - received[0]
+                    piece = tensor.new_empty(sizes)
+                    operations.append(dist.P2POp(dist.irecv, piece, group=group, group_peer=peer))
                 pieces.append((received, piece))
         for work in dist.batch_isend_irecv(operations) if operations else ():
             work.wait()
@@ -116,4 +116,8 @@ class Move(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
-        return Move.apply(*grads, *ctx.way_back), None, None, None, None
+        return move(*grads, *ctx.way_back), None, None, None, None
+
+
+move: Callable[..., Tensor] = _Move.apply
+"""(tensor, dim, source, target, group) -> the target's part, see `_Move`."""

@@ -1,0 +1,137 @@
+"""Convolution of an image in slabs, one per rank, is the convolution of the whole image, and so are its gradients."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+import unfoldconv as uc
+from ranks import Ranks
+
+RANKS = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    slabs: tuple[int, ...]
+    kernel_size: tuple[int, ...]
+    axis: int = 0
+    stride: Any = 1
+    padding: Any = 0
+    dilation: Any = 1
+    groups: int = 1
+    bias: bool = True
+
+    @property
+    def window(self) -> dict[str, Any]:
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+
+    @property
+    def size(self) -> list[int]:
+        size = [7, 6, 5][: len(self.kernel_size)]
+        size[self.axis] = sum(self.slabs)
+        return size
+
+
+CASES = {
+    "even": Case((3, 3, 3, 3), (3, 3), padding=1),
+    "no halo": Case((3, 2, 3, 3), (1, 1)),
+    "no padding": Case((4, 3, 2, 5), (4, 2)),
+    "last axis": Case((3, 4, 2, 3), (3, 3), axis=1, padding="same"),
+    "stride": Case((5, 4, 2, 6), (3, 2), stride=2, padding=1),
+    "stride beyond the kernel": Case((5, 4, 2, 6), (2, 2), stride=(4, 1)),
+    "dilation": Case((4, 5, 3, 4), (3, 2), dilation=(2, 3), padding=((2, 1), (0, 3))),
+    "causal": Case((4, 2, 5, 3), (4, 3), padding=((3, 0), (1, 1))),
+    "halo beyond neighbours": Case((2, 1, 1, 3), (5, 3), padding="same"),
+    "window larger than the slabs": Case((1, 1, 1, 1), (4, 1), padding=((2, 1), (0, 0))),
+    "empty slabs": Case((0, 5, 0, 4), (3, 3), padding=1),
+    "all in the first": Case((9, 0, 0, 0), (3, 3), padding=1),
+    "all in the last": Case((0, 0, 0, 6), (3, 3), stride=2),
+    "empty outputs": Case((5, 2, 2, 1), (8, 2)),
+    "positions beyond the image": Case((2, 2, 1, 1), (2, 1), padding=((0, 7), (0, 0))),
+    "positions before the image": Case((2, 1, 1, 2), (3, 1), padding=((9, 0), (0, 0)), stride=2),
+    "groups": Case((3, 4, 2, 3), (3, 2), padding="same", stride=2, groups=2, bias=False),
+    "signal": Case((6, 7, 5, 8), (5,), stride=3, dilation=2, padding=4),
+    "volume": Case((3, 4, 2, 3), (3, 2, 2), padding=((1, 1), (0, 1), (0, 0)), stride=(2, 1, 2), groups=2),
+    "depth of a volume": Case((2, 2, 2, 1), (2, 3, 2), axis=2, dilation=(1, 1, 2), padding=1),
+}
+
+
+def bounds(sizes: tuple[int, ...]) -> slice:
+    """What this rank holds."""
+    rank = dist.get_rank()
+    return slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+
+
+def output_slabs(case: Case, positions: int) -> tuple[int, ...]:
+    """How many positions each rank gets, by the rule that the documentation states, position by position."""
+    stride = case.stride[case.axis] if isinstance(case.stride, tuple) else case.stride
+    counts = [0] * RANKS
+    for position in range(positions):
+        holders = [rank for rank in range(RANKS) if sum(case.slabs[: rank + 1]) > position * stride]
+        counts[holders[0] if holders else RANKS - 1] += 1
+    return tuple(counts)
+
+
+def operands(case: Case) -> list[Tensor]:
+    shapes = [(2, 4, *case.size), (6, 4 // case.groups, *case.kernel_size), *([(6,)] if case.bias else [])]
+    return [torch.randn(shape, dtype=torch.float64) for shape in shapes]
+
+
+def derivatives(
+    conv: Callable[..., Tensor], inputs: list[Tensor], cotangent: Tensor, tangents: list[Tensor]
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The output, its gradients, and the gradients of those, in the inputs and in the cotangent."""
+    leaves = [tensor.clone().requires_grad_() for tensor in (*inputs, cotangent)]
+    output = conv(*leaves[:-1])
+    first = torch.autograd.grad(output, leaves[:-1], leaves[-1], create_graph=True)
+    total = sum((grad * tangent).sum() for grad, tangent in zip(first, tangents, strict=True))
+    second = torch.autograd.grad(total, [leaves[0], leaves[1], leaves[-1]])
+    return output, list(first), list(second)
+
+
+def check(name: str) -> None:
+    case = CASES[name]
+    rank = len(case.kernel_size)
+    dim = 2 + case.axis
+    inputs = operands(case)
+    tangents = [torch.randn_like(tensor) for tensor in inputs]
+
+    def whole_conv(*tensors: Tensor) -> Tensor:
+        return getattr(uc, f"conv{rank}d")(*tensors, **case.window)
+
+    def slab_conv(*tensors: Tensor) -> Tensor:
+        return getattr(uc.distributed, f"conv{rank}d")(*tensors, **case.window, axis=case.axis)
+
+    cotangent = torch.randn_like(whole_conv(*inputs))
+    output, first, second = derivatives(whole_conv, inputs, cotangent, tangents)
+
+    held, computed = bounds(case.slabs), bounds(output_slabs(case, output.shape[dim]))
+
+    def cut(tensor: Tensor, part: slice) -> Tensor:
+        return tensor[(slice(None),) * dim + (part,)].clone()
+
+    got = derivatives(
+        slab_conv,
+        [cut(inputs[0], held), *inputs[1:]],
+        cut(cotangent, computed),
+        [cut(tangents[0], held), *tangents[1:]],
+    )
+    for share in (*got[1][1:], got[2][1]):  # of weight and bias
+        dist.all_reduce(share)
+    expected = [
+        cut(output, computed), cut(first[0], held), *first[1:], cut(second[0], held), second[1], cut(second[2], computed)
+    ]  # fmt: skip
+    for index, (value, wanted) in enumerate(zip([got[0], *got[1], *got[2]], expected, strict=True)):
+        assert value.shape == wanted.shape, f"{index}: {value.shape} != {wanted.shape}"
+        torch.testing.assert_close(value, wanted, rtol=0, atol=1e-10, msg=lambda m, index=index: f"{index}: {m}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_slabs_are_the_whole_image(ranks: Ranks, name: str) -> None:
+    ranks.run(check, name)
