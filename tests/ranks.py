@@ -17,6 +17,8 @@ STEP_TIMEOUT = timedelta(seconds=30)
 """After which a collective that a rank waits for fails."""
 CHECK_SECONDS = 90
 """After which a check is given up, and with it the processes."""
+FOLLOW_SECONDS = 10
+"""What the other ranks get to fail in after one has failed."""
 
 
 def _serve(rank: int, count: int, rendezvous: str, connection: Connection) -> None:
@@ -72,7 +74,7 @@ class Ranks:
             self._connections.append(ours)
 
     def _answers(self) -> list[str | None]:
-        """What each rank says. Once one has failed, the others are waited for just so long that most can follow."""
+        """What each rank says."""
         answers: list[str | None] = ["no answer"] * self.count
         waiting = dict(zip(self._connections, range(self.count), strict=True))
         deadline = monotonic() + CHECK_SECONDS
@@ -84,7 +86,7 @@ class Ranks:
                 except EOFError:
                     answers[rank] = "the process has died"
                 if answers[rank] is not None:
-                    deadline = min(deadline, monotonic() + 2)
+                    deadline = min(deadline, monotonic() + FOLLOW_SECONDS)
         return answers
 
     def stop(self) -> None:

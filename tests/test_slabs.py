@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -124,9 +125,8 @@ def check(name: str) -> None:
     )
     for share in (*got[1][1:], got[2][1]):  # of weight and bias
         dist.all_reduce(share)
-    expected = [
-        cut(output, computed), cut(first[0], held), *first[1:], cut(second[0], held), second[1], cut(second[2], computed)
-    ]  # fmt: skip
+    expected = [cut(output, computed), cut(first[0], held), *first[1:]]
+    expected += [cut(second[0], held), second[1], cut(second[2], computed)]
     for index, (value, wanted) in enumerate(zip([got[0], *got[1], *got[2]], expected, strict=True)):
         assert value.shape == wanted.shape, f"{index}: {value.shape} != {wanted.shape}"
         torch.testing.assert_close(value, wanted, rtol=0, atol=1e-10, msg=lambda m, index=index: f"{index}: {m}")
@@ -135,3 +135,108 @@ def check(name: str) -> None:
 @pytest.mark.parametrize("name", CASES)
 def test_slabs_are_the_whole_image(ranks: Ranks, name: str) -> None:
     ranks.run(check, name)
+
+
+def check_formats() -> None:
+    """Without a batch, in channels_last and in other dtypes; torch.autocast acts as it does on the whole image."""
+    held = bounds((3, 1, 2, 2))
+    x, w, b = torch.randn(4, 8, 5), torch.randn(6, 4, 3, 3), torch.randn(6)
+    output = uc.distributed.conv2d(x[:, held], w, b, padding=1)
+    torch.testing.assert_close(output, uc.conv2d(x, w, b, padding=1)[:, held])
+
+    images = torch.randn(2, 4, 8, 5).to(memory_format=torch.channels_last)
+    output = uc.distributed.conv2d(images[:, :, held], w, padding=1)
+    assert output.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(output, uc.conv2d(images, w, padding=1)[:, :, held])
+
+    for dtype in (torch.bfloat16, torch.complex128, torch.int32):
+        values, weight = ((10 * tensor.double()).to(dtype) for tensor in (x, w))
+        output = uc.distributed.conv2d(values[:, held], weight, padding=1)
+        torch.testing.assert_close(output, uc.conv2d(values, weight, padding=1)[:, held])
+
+    z, u = x.to(torch.complex128), w.to(torch.complex128).requires_grad_()
+    z = (z * (1 + 2j)).conj().requires_grad_()
+    uc.distributed.conv2d(z[:, held].conj(), u, padding=1).abs().sum().backward()
+    (expected,) = torch.autograd.grad(uc.conv2d(z.conj(), u, padding=1).abs().sum(), z)
+    torch.testing.assert_close(z.grad[:, held], expected[:, held])
+
+    with torch.autocast("cpu", torch.bfloat16):
+        output = uc.distributed.conv2d(x[:, held], w, padding=1)
+        torch.testing.assert_close(output, uc.conv2d(x, w, padding=1)[:, held])
+    assert output.dtype == torch.bfloat16
+
+
+def test_formats(ranks: Ranks) -> None:
+    ranks.run(check_formats)
+
+
+def check_group() -> None:
+    """The slabs of some ranks, in an order of their own. The others take no part."""
+    group = dist.new_group([2, 0], sort_ranks=False)
+    x, w = torch.randn(1, 2, 7), torch.randn(2, 2, 3)
+    if dist.get_rank() in (0, 2):
+        held = (slice(0, 4), slice(4, 7))[dist.get_rank(group)]
+        output = uc.distributed.conv1d(x[:, :, held], w, padding=1, process_group=group)
+        torch.testing.assert_close(output, uc.conv1d(x, w, padding=1)[:, :, held])
+
+
+def test_a_group_of_some_ranks(ranks: Ranks) -> None:
+    ranks.run(check_group)
+
+
+# --- bad input --------------------------------------------------------------------------------------------------------
+
+
+def check_refused(message: str, arguments: dict[str, Any]) -> None:
+    """Every rank refuses the call, and none has left anything behind that the next call would take for its own."""
+    slab, w = torch.randn(1, 4, 2, 5), torch.randn(6, 4, 3, 3)
+    with pytest.raises(uc.GeometryError, match=message):
+        uc.distributed.conv2d(slab, w, **arguments)
+    assert uc.distributed.conv2d(slab, w, padding=1).shape == (1, 6, 2, 5)
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("stride must be positive", {"stride": (0, 1)}),
+        ("padding must be non-negative", {"padding": -1}),
+        ("padding must be 'same', 'valid'", {"padding": "full"}),
+        ("to have 8 channels", {"groups": 2}),
+        ("kernel must fit into the padded input .* got span 9 .* for 8 ", {"dilation": (4, 1)}),
+        ("bias", {"bias": torch.zeros(5)}),
+        ("axis must be one of the 2 spatial axes, counted from 0, but got 2", {"axis": 2}),
+        ("axis must be one of", {"axis": -1}),
+    ],
+)
+def test_refused_on_every_rank(ranks: Ranks, message: str, arguments: dict[str, Any]) -> None:
+    ranks.run(check_refused, message, arguments)
+
+
+def check_disagreement(what: str) -> None:
+    odd = dist.get_rank() == 2
+    slab, w = torch.randn(1, 5 if odd and what == "channels" else 4, 2, 5), torch.randn(6, 4, 3, 3)
+    slab.requires_grad_(odd and what == "requires_grad")
+    stride = 2 if odd and what == "stride" else 1
+    with pytest.raises(uc.GeometryError, match=r"must be the same on every rank.* others on rank 2 than on rank 0"):
+        uc.distributed.conv2d(slab, w, stride=stride, padding=1)
+
+
+@pytest.mark.parametrize("what", ["channels", "stride", "requires_grad"])
+def test_ranks_that_disagree_all_raise(ranks: Ranks, what: str) -> None:
+    ranks.run(check_disagreement, what)
+
+
+def check_death() -> None:
+    group = dist.new_group(timeout=timedelta(seconds=1))
+    slab, w = torch.randn(1, 4, 2, 5), torch.randn(6, 4, 3, 3)
+    uc.distributed.conv2d(slab, w, padding=1, process_group=group)
+    if dist.get_rank() == 1:
+        os._exit(1)
+    with pytest.raises(RuntimeError, match=r"(?i)connection|timed out|timeout"):
+        uc.distributed.conv2d(slab, w, padding=1, process_group=group)
+
+
+def test_a_rank_that_dies_leaves_the_others_with_an_error_of_torch(ranks: Ranks) -> None:
+    with pytest.raises(AssertionError) as error:
+        ranks.run(check_death)
+    assert str(error.value) == "\nrank 0: passed\nrank 1: the process has died\nrank 2: passed\nrank 3: passed"
