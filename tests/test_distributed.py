@@ -1,5 +1,6 @@
 """Data-parallel training over two ranks, by DDP and by FSDP2, is training on the whole batch in one process."""
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -8,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import unfoldconv as uc
@@ -109,3 +110,43 @@ def check_fsdp() -> None:
 
 def test_fsdp(ranks: Ranks) -> None:
     ranks.run(check_fsdp)
+
+
+class Channels(nn.Module):
+    """Two layers whose weights are shared by channels: the first by those it makes, the second by those it takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expand = uc.Conv2d(3, 8, 3, padding=1)
+        self.contract = uc.Conv2d(8, 4, 3, stride=2, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.contract(nn.functional.silu(self.expand(images)))
+
+
+def check_tensor_parallel(compiled: bool) -> None:
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    torch.manual_seed(2)
+    alone = Channels().double()
+    model = copy.deepcopy(alone)
+    for layer, dim in ((model.expand, 0), (model.contract, 1)):
+        layer.weight = nn.Parameter(distribute_tensor(layer.weight.detach(), mesh, [Shard(dim)]))
+        bias = [Shard(0)] if dim == 0 else [Replicate()]
+        layer.bias = nn.Parameter(distribute_tensor(layer.bias.detach(), mesh, bias))
+    images = torch.randn(BATCH, 3, 6, 6, dtype=torch.float64)
+    forward = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+    for network, run, batch in ((alone, alone, images), (model, forward, distribute_tensor(images, mesh))):
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+        for _ in range(2):
+            output = run(batch)
+            optimizer.zero_grad()
+            output.square().mean().backward()
+            optimizer.step()
+    assert output.placements == (Partial(),), "no rank has had to wait for channels of another"
+    for parameter, reference in zip(model.parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(parameter.full_tensor(), reference, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_tensor_parallel(ranks: Ranks, compiled: bool) -> None:
+    ranks.run(check_tensor_parallel, compiled)

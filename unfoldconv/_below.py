@@ -48,9 +48,9 @@ def _announce_shardings(operands: tuple[Any, ...]) -> None:
 
     Dynamo runs an import while it traces.
     """
-    subclass = any(isinstance(operand, Tensor) and type(operand) not in _PLAIN for operand in operands)
-    if subclass and "torch.distributed.tensor" in sys.modules:
-        from . import _sharding  # noqa: F401
+    for operand in operands:
+        if isinstance(operand, Tensor) and type(operand) not in _PLAIN and "torch.distributed.tensor" in sys.modules:
+            from . import _sharding  # noqa: F401
 
 
 def call(op: Callable[..., Tensor], *arguments: Any) -> Tensor:
