@@ -163,6 +163,30 @@ def test_one_window_is_not_taken_for_another(ranks: Ranks) -> None:
     ranks.run(check_windows)
 
 
+def check_two_axes() -> None:
+    """The batch along one axis of the mesh, channels along the other."""
+    mesh = init_device_mesh("cpu", (2, 2))
+    whole = [tensor.requires_grad_() for tensor in operands("xwb", 1)]
+    expected = uc.conv2d(*whole, **WINDOW)
+    placements = ([FIRST, FULL], [FULL, FIRST], [FULL, FIRST])
+    parts = [
+        distribute_tensor(tensor.detach(), mesh, pair, src_data_rank=None).requires_grad_()
+        for tensor, pair in zip(whole, placements, strict=True)
+    ]
+    result = uc.conv2d(*parts, **WINDOW)
+    assert result.placements == (FIRST, SECOND)
+    grads = torch.autograd.grad(result.square().sum(), parts)
+    assert [grad.placements for grad in grads] == [(FIRST, SUM), (SUM, FIRST), (SUM, FIRST)]
+    for grad, value in zip(grads, torch.autograd.grad(expected.square().sum(), whole), strict=True):
+        torch.testing.assert_close(grad.full_tensor(), value, rtol=0, atol=1e-10)
+
+
+def test_two_axes_of_a_mesh() -> None:
+    four = Ranks(4)
+    four.run(check_two_axes)
+    four.stop()
+
+
 ALONE = """
 import sys
 import torch

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 import unfoldconv as uc
 from ranks import Ranks
@@ -182,6 +183,49 @@ def check_group() -> None:
 
 def test_a_group_of_some_ranks(ranks: Ranks) -> None:
     ranks.run(check_group)
+
+
+class Net(nn.Module):
+    """Two layers, whose convolution is given: that of whole images or that of slabs."""
+
+    def __init__(self, conv: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.conv = conv
+        self.first, self.second = uc.Conv2d(3, 6, 3).double(), uc.Conv2d(6, 4, 5, bias=False).double()
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.conv(images, self.first.weight, self.first.bias, stride=2, padding=1)
+        return self.conv(nn.functional.silu(features), self.second.weight, padding="same")
+
+
+def check_training() -> None:
+    """DistributedDataParallel takes the mean of the gradients, of which the documentation warns."""
+    torch.manual_seed(1)
+    whole = Net(uc.conv2d)
+    slabs = Net(uc.distributed.conv2d)
+    slabs.load_state_dict(whole.state_dict())
+    parallel = DistributedDataParallel(slabs)
+    images = torch.randn(2, 3, 14, 5, dtype=torch.float64)
+    own_images = images[:, :, bounds((4, 2, 5, 3))]
+    for _ in range(3):
+        for model, batch, factor in ((whole, images, 1), (parallel, own_images, RANKS)):
+            optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+            optimizer.zero_grad()
+            (model(batch).square().sum() * factor).backward()
+            optimizer.step()
+    for parameter, reference in zip(slabs.parameters(), whole.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, reference.grad, rtol=0, atol=1e-10)
+        torch.testing.assert_close(parameter, reference, rtol=0, atol=1e-10)
+
+
+def test_training_with_ddp(ranks: Ranks) -> None:
+    ranks.run(check_training)
+
+
+def test_a_torch_without_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_available", lambda: False)
+    with pytest.raises(RuntimeError, match=r"torch\.distributed must be available"):
+        uc.distributed.conv1d(torch.randn(1, 1, 3), torch.randn(1, 1, 1))
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
