@@ -49,6 +49,7 @@ class Ranks:
         self.count = count
         self._processes: list[multiprocessing.process.BaseProcess] = []
         self._connections: list[Connection] = []
+        self._folder: tempfile.TemporaryDirectory[str]
 
     def run(self, function: Callable[..., None], *arguments: Any) -> None:
         """Runs a function of a module on every rank at once; fails with what each rank raised."""
@@ -64,7 +65,8 @@ class Ranks:
     def _start(self) -> None:
         context = multiprocessing.get_context("forkserver")  # torch is imported once, for all of them
         context.set_forkserver_preload(["torch", "torch.distributed.tensor", "unfoldconv", "pytest"])
-        rendezvous = str(Path(tempfile.mkdtemp()) / "rendezvous")
+        self._folder = tempfile.TemporaryDirectory()
+        rendezvous = str(Path(self._folder.name) / "rendezvous")
         for rank in range(self.count):
             ours, theirs = context.Pipe()
             process = context.Process(target=_serve, args=(rank, self.count, rendezvous, theirs), daemon=True)
@@ -95,4 +97,6 @@ class Ranks:
         for process in self._processes:
             process.kill()
             process.join()
+        if self._processes:
+            self._folder.cleanup()
         self._processes, self._connections = [], []

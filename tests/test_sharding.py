@@ -143,6 +143,25 @@ def test_results_and_gradients_for_every_placement(ranks: Ranks, name: str, grou
     ranks.run(check_every_placement, name, groups)
 
 
+def second_derivatives(operands: list[Tensor], cotangent: Tensor) -> tuple[Tensor, ...]:
+    grads = torch.autograd.grad(uc.conv2d(*operands, **WINDOW), operands, cotangent, create_graph=True)
+    return torch.autograd.grad(sum(grad.pow(3).sum() for grad in grads), [*operands, cotangent])
+
+
+def check_second_derivatives() -> None:
+    whole = [tensor.requires_grad_() for tensor in operands("xwy", 1)]
+    whole[2] = torch.randn_like(uc.conv2d(*whole[:2], **WINDOW)).requires_grad_()
+    expected = second_derivatives(whole[:2], whole[2])
+    for placements in itertools.product((FULL, FIRST, SECOND), repeat=3):
+        parts = [placed(tensor, placement) for tensor, placement in zip(whole, placements, strict=True)]
+        for value, wanted in zip(second_derivatives(parts[:2], parts[2]), expected, strict=True):
+            torch.testing.assert_close(value.full_tensor(), wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_second_derivatives(ranks: Ranks) -> None:
+    ranks.run(check_second_derivatives)
+
+
 def check_windows() -> None:
     """One after the other: torch remembers the answers that it got."""
     x = placed(torch.randn(2, 4, 6, 6), FIRST).detach()

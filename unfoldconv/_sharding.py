@@ -1,8 +1,10 @@
 """How the ops act on DTensors: which placements of the operands give which placement of the result.
 
-Importing this module tells torch; `_below.call` does it. Each line of a table is one way to share the work along one
-axis of the device mesh: the placement of the result, then those of the op's tensors. The line is taken for which least
-data have to move between the ranks, and torch moves them.
+Importing this module tells torch. `_below.call` does that, so only `torch.ops.unfoldconv.*` called in inference mode may
+come too early, and torch refuses them.
+
+Each line of a table is one way to share the work along one axis of the device mesh: the placement of the result, then
+those of the op's tensors. Torch takes the line for which least data have to move between the ranks, and moves them.
 
 * Shards of the batch, or of the channels of a result, are computed each on its rank.
 * A result that is a sum over what is sharded (over the input channels of a convolution, over the images of a weight
