@@ -161,6 +161,10 @@ def check_formats() -> None:
     (expected,) = torch.autograd.grad(uc.conv2d(z.conj(), u, padding=1).abs().sum(), z)
     torch.testing.assert_close(z.grad[:, held], expected[:, held])
 
+    one = torch.randn(1, 8, 5, dtype=torch.complex128)  # rows of one channel are contiguous, and sent as they are
+    output = uc.distributed.conv2d(one.conj()[:, held], u[:, :1], padding=1)
+    torch.testing.assert_close(output, uc.conv2d(one.conj(), u[:, :1], padding=1)[:, held])
+
     with torch.autocast("cpu", torch.bfloat16):
         output = uc.distributed.conv2d(x[:, held], w, padding=1)
         torch.testing.assert_close(output, uc.conv2d(x, w, padding=1)[:, held])

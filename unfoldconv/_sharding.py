@@ -1,7 +1,7 @@
 """How the ops act on DTensors: which placements of the operands give which placement of the result.
 
-Importing this module tells torch. `_below.call` does that, so only `torch.ops.unfoldconv.*` called in inference mode may
-come too early, and torch refuses them.
+Importing this module tells torch. `_below.call` does that, so only `torch.ops.unfoldconv.*` called in inference mode
+may come too early, and torch refuses them.
 
 Each line of a table is one way to share the work along one axis of the device mesh: the placement of the result, then
 those of the op's tensors. Torch takes the line for which least data have to move between the ranks, and moves them.

@@ -95,7 +95,7 @@ class _Move(Function):
         for peer in range(len(source)):
             sent, received = _overlap(here, target[peer]), _overlap(there, source[peer])
             if sent[0] < sent[1] and peer != rank:
-                piece = _part(tensor, dim, here[0], sent).contiguous()
+                piece = _part(tensor, dim, here[0], sent).resolve_conj().resolve_neg().contiguous()
                 operations.append(dist.P2POp(dist.isend, piece, group=group, group_peer=peer))
             if received[0] < received[1]:
                 if peer == rank:
