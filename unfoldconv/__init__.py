@@ -10,7 +10,7 @@ from ._build import VERSION
 from ._build_info import build_info
 from ._explain import explain
 from ._geometry import GeometryError
-from ._workspace import workspace_limit
+from ._settings import benchmark, workspace_limit
 from .functional import *  # noqa: F403
 from .modules import *  # noqa: F403
 
@@ -18,6 +18,7 @@ __version__ = VERSION
 
 __all__ = [
     "GeometryError",
+    "benchmark",
     "build_info",
     "distributed",
     "explain",
