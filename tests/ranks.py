@@ -13,9 +13,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-STEP_TIMEOUT = timedelta(seconds=30)
+STEP_TIMEOUT = timedelta(seconds=60)
 """After which a collective that a rank waits for fails."""
-CHECK_SECONDS = 90
+CHECK_SECONDS = 180
 """After which a check is given up, and with it the processes."""
 FOLLOW_SECONDS = 10
 """What the other ranks get to fail in after one has failed."""
