@@ -21,7 +21,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -73,7 +73,7 @@ class Run:
     """One network with its optimiser and what was recorded of it."""
 
     name: str
-    model: nn.Sequential
+    model: nn.Module
     optimizer: torch.optim.Optimizer
     losses: list[float] = field(default_factory=list)
     epoch_seconds: list[float] = field(default_factory=list)
@@ -116,10 +116,17 @@ def initial_weights() -> dict[str, Tensor]:
     return model.state_dict()
 
 
-def start_run(name: str, layers: ModuleType, weights: dict[str, Tensor], dtype: torch.dtype) -> Run:
-    """A network of `layers` with these weights, before its first step."""
-    model = make_model(layers).to(dtype)
-    model.load_state_dict(weights)
+def start_run(
+    name: str,
+    layers: ModuleType,
+    weights: dict[str, Tensor],
+    dtype: torch.dtype,
+    wrap: Callable[[nn.Sequential], nn.Module] = lambda model: model,
+) -> Run:
+    """A network of `layers` with these weights, before its first step. `wrap` may change what is trained."""
+    network = make_model(layers).to(dtype)
+    network.load_state_dict(weights)
+    model = wrap(network)
     return Run(name, model, torch.optim.SGD(model.parameters(), lr=PEAK_LEARNING_RATE, momentum=MOMENTUM))
 
 
@@ -148,23 +155,28 @@ def epoch_batches(data: Digits, generator: torch.Generator) -> list[Batch]:
     return list(zip(images.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True))
 
 
+def train_step(run: Run, images: Tensor, labels: Tensor, learning_rate: float, count: float) -> None:
+    """One step on the sum of the images' losses, divided by `count`; records it."""
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate
+    dtype = next(run.model.parameters()).dtype
+    loss = F.cross_entropy(run.model(images.to(dtype)), labels, reduction="sum") / count
+    run.optimizer.zero_grad()
+    loss.backward()
+    run.optimizer.step()
+    run.losses.append(loss.item())
+
+
 def train_epoch(run: Run, batches: list[Batch], learning_rates: Iterator[float]) -> None:
     """One step per batch; records the losses and the time."""
-    dtype = next(run.model.parameters()).dtype
     start = time.perf_counter()
     for images, labels in batches:
-        for group in run.optimizer.param_groups:
-            group["lr"] = next(learning_rates)
-        loss = F.cross_entropy(run.model(images.to(dtype)), labels)
-        run.optimizer.zero_grad()
-        loss.backward()
-        run.optimizer.step()
-        run.losses.append(loss.item())
+        train_step(run, images, labels, next(learning_rates), len(labels))
     run.epoch_seconds.append(time.perf_counter() - start)
 
 
 @torch.no_grad()
-def accuracy(model: nn.Sequential, data: Digits) -> float:
+def accuracy(model: nn.Module, data: Digits) -> float:
     """The share of the test images that are classified correctly."""
     predictions = model(data.test_images).argmax(dim=1)
     return (predictions == data.test_labels).double().mean().item()
@@ -194,6 +206,14 @@ def train(runs: list[Run], data: Digits, epochs: int, seed: int, progress: Progr
             train_epoch(run, batches, (one_cycle(step, epochs * steps_per_epoch) for step in steps))
             progress.update(task, advance=1, status=f"epoch {epoch + 1}  loss {run.losses[-1]:.4f}")
     progress.update(task, description="trained")
+
+
+def report(checks: Sequence[tuple[str, bool]], console: Console) -> None:
+    """A line for each check: what it says, and whether it holds."""
+    for sentence, holds in checks:
+        console.print(
+            f"[green]ok[/]    {sentence}" if holds else f"[red]FAILS[/] {sentence}", highlight=False, soft_wrap=True
+        )
 
 
 # --- the picture -------------------------------------------------------------------------------------------------
@@ -344,11 +364,7 @@ def main(arguments: list[str] | None = None) -> int:
         (f"float32 losses, {options.epochs} epochs: max difference {single_gap:.1e}, "
          f"bound {single_bound:.1e} ({TWIN_FACTOR:.0f} x that of the twin)", single_gap <= single_bound),
     )  # fmt: skip
-    for sentence, holds in checks:
-        console.print(
-            f"[green]ok[/]    {sentence}" if holds else f"[red]FAILS[/] {sentence}", highlight=False, soft_wrap=True
-        )
-
+    report(checks, console)
     draw(options.output, torch_run, our_run, twin, data)
     console.print(f"picture: {options.output}", highlight=False, soft_wrap=True)
     return 0 if options.no_check or all(holds for _, holds in checks) else 1

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from instruction_sets import AVAILABLE, USED, set_isa
+from ranks import Ranks
 
 # Files that take longest, begun first: each runs in one process, and the others fill up the rest.
 LONGEST = ("test_sanitizers.py", "test_amx.py", "test_engines.py", "test_cuda_kernels.py")
@@ -39,6 +40,14 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(1)
     yield torch.set_num_threads
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
+    """Processes of a gloo group: two, or as many as the module's RANKS says."""
+    ranks = Ranks(getattr(request.module, "RANKS", 2))
+    yield ranks
+    ranks.stop()
 
 
 @pytest.fixture(params=DEVICES)

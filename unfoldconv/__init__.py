@@ -5,7 +5,7 @@ every order, on CPU and CUDA. The functions and modules take the arguments of th
 `unfoldconv.functional` and `unfoldconv.modules`.
 """
 
-from . import functional, jit, modules, reference
+from . import distributed, functional, jit, modules, reference
 from ._build import VERSION
 from ._build_info import build_info
 from ._explain import explain
@@ -20,6 +20,7 @@ __all__ = [
     "GeometryError",
     "benchmark",
     "build_info",
+    "distributed",
     "explain",
     "functional",
     "jit",

@@ -7,6 +7,7 @@ modes, tracing, profiling) and for numbers that do not fit.
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -42,8 +43,19 @@ _PACKED_BITS = 60
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
 
 
+def _announce_shardings(operands: tuple[Any, ...]) -> None:
+    """Tells torch how the ops act on DTensors once there can be one; before, the import would take a second.
+
+    Dynamo runs an import while it traces.
+    """
+    for operand in operands:
+        if isinstance(operand, Tensor) and type(operand) not in _PLAIN and "torch.distributed.tensor" in sys.modules:
+            from . import _sharding  # noqa: F401
+
+
 def call(op: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """The public op without its Autograd kernel. Dynamo does not trace the guard: its graph holds the op itself."""
+    _announce_shardings(arguments[:2])
     if torch.compiler.is_dynamo_compiling():
         return op(*arguments)
     with _below_autograd():
