@@ -235,9 +235,9 @@ REFUSED_BY_OPS = [
 ]
 
 
-def run(call: str, functions: object) -> object:
+def run(call: str, functions: object, operands: dict[str, Any] | None = None) -> object:
     names = {name: getattr(functions, name) for name in dir(functions) if not name.startswith("_")}
-    return eval(call, {**names, **OPERANDS})
+    return eval(call, {**names, **OPERANDS, **(operands or {})})
 
 
 def wrong_calls(*tables: list[tuple[str, str]]) -> pytest.MarkDecorator:
@@ -249,6 +249,22 @@ def wrong_calls(*tables: list[tuple[str, str]]) -> pytest.MarkDecorator:
 def test_a_wrong_call_is_refused(call: str, message: str) -> None:
     with pytest.raises(uc.GeometryError, match=message):
         run(call, uc)
+
+
+ON_META = {name: value.to("meta") for name, value in OPERANDS.items() if isinstance(value, torch.Tensor)}
+
+
+@wrong_calls(REFUSED_BY_TORCH_TOO, REFUSED)
+def test_a_wrong_call_is_refused_before_there_is_data(call: str, message: str) -> None:
+    """The fake kernels refuse what the compiled code refuses."""
+    with torch.device("meta"), pytest.raises(uc.GeometryError, match="but got"):
+        run(call, uc, ON_META)
+
+
+@wrong_calls(REFUSED_BY_OPS[:-1])
+def test_a_wrong_call_of_an_op_is_refused_before_there_is_data(call: str, message: str) -> None:
+    with torch.device("meta"), pytest.raises(RuntimeError, match="but got"):
+        run(call, OPS, ON_META)
 
 
 @wrong_calls(WRONG_TYPES)

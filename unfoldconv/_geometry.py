@@ -7,6 +7,7 @@ A spatial axis is described by five numbers, and the whole library counts by the
 """
 
 import functools
+import math
 import operator
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, TypeAlias
@@ -75,10 +76,7 @@ def per_axis(name: str, value: object, rank: int) -> Sizes:
         numbers = tuple([as_int(name, number) for number in value])
         if len(numbers) == 1:
             return numbers * rank
-        if len(numbers) != rank:
-            raise GeometryError(
-                f"{name} must be an int or have one number per spatial axis ({rank}), but got {numbers}"
-            )
+        check_rank(name, numbers, rank)
         return numbers
     return (as_int(name, value),) * rank
 
@@ -88,12 +86,37 @@ def span_of(kernel: int, dilation: int) -> int:
     return dilation * (kernel - 1) + 1
 
 
+def check_rank(name: str, numbers: Sequence[int], rank: int) -> None:
+    if len(numbers) != rank:
+        raise GeometryError(f"{name} must have one number per spatial axis ({rank}), but got {tuple(numbers)}")
+
+
+def check_bytes(what: str, sizes: Sequence[int], itemsize: int) -> None:
+    """The product of sizes, those of zero left out, must fit 63 bits; symbols are not looked at."""
+    if math.prod([size or 1 for size in sizes if type(size) is int]) * itemsize >= 2**63:
+        raise GeometryError(f"{what} must take fewer than 2^63 bytes, but got size {tuple(sizes)}")
+
+
+def check_window(kernel_size: Sequence[int], window: Window) -> None:
+    """What must hold before sizes are computed from a window."""
+    for name, numbers in window._asdict().items():
+        check_rank(name, numbers, len(kernel_size))
+    for name, numbers in (("kernel_size", kernel_size), ("stride", window.stride), ("dilation", window.dilation)):
+        if min(numbers) < 1:
+            raise GeometryError(
+                f"{name} must be positive (greater than zero; non-positive {name} is not supported), but got "
+                f"{tuple(numbers)}"
+            )
+
+
 def output_size(size: Sequence[int], kernel_size: Sequence[int], window: Window) -> Sizes:
     """How often the window fits along each axis.
 
     Raises:
-        GeometryError: where it does not fit at all.
+        GeometryError: where it does not fit at all, or is no window.
     """
+    check_window(kernel_size, window)
+    check_rank("input_size", size, len(kernel_size))
     positions = []
     for axis, (length, kernel) in enumerate(zip(size, kernel_size, strict=True)):
         span = span_of(kernel, window.dilation[axis])
@@ -103,6 +126,9 @@ def output_size(size: Sequence[int], kernel_size: Sequence[int], window: Window)
                 f"kernel must fit into the padded input (the output would be empty), but got span {span} for "
                 f"{padded} elements along axis {axis}. Kernel size can't be greater than actual input size"
             )
+        for number in (padded, padded + window.stride[axis]):
+            if type(number) is int and number >= 2**63:
+                raise GeometryError(f"padded size and stride must fit 63 bits, but got {number} along axis {axis}")
         positions.append((padded - span) // window.stride[axis] + 1)
     return tuple(positions)
 
@@ -132,9 +158,7 @@ def transposed_output_size(
         if type(most) is int and most >= 2**63:
             raise GeometryError(f"output size with padding and stride must fit 64-bit integers, but got {sizes}")
         if length < 1:
-            for name, numbers in (("stride", window.stride), ("dilation", window.dilation)):
-                if min(numbers) < 1:
-                    raise GeometryError(f"{name} must be positive (greater than zero), but got {numbers}")
+            check_window(kernel_size, window)
             raise GeometryError(
                 f"output size must be positive (Given input size per channel: {list(size)}. Calculated output size per "
                 f"channel: {list(sizes)}. Output size is too small), but got {sizes}"

@@ -1,7 +1,5 @@
 """Patches: unfold, fold and the patches of a transposed convolution."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -12,6 +10,8 @@ from ._geometry import (
     IntOrTuple,
     Padding,
     Sizes,
+    check_bytes,
+    check_window,
     per_axis,
     transposed_output_size,
     transposed_window_of,
@@ -232,14 +232,11 @@ def _unfold_transpose(
         return columns.squeeze(0) if unbatched else columns
     kernel = per_axis("kernel_size", kernel_size, rank)
     window, extra = transposed_window_of(kernel, stride, padding, output_padding, dilation)
-    for name, numbers in (("kernel_size", kernel), ("stride", window.stride), ("dilation", window.dilation)):
-        if min(numbers) < 1:  # before sizes are computed from it
-            raise GeometryError(f"{name} must be positive (greater than zero), but got {numbers}")
+    check_window(kernel, window)
     size = transposed_output_size(input.shape[2:], kernel, window, extra)
     numbers = (*input.shape[:2], *kernel, *size)
+    check_bytes("columns", numbers, input.itemsize)
     known = all(type(n) is int for n in numbers)
-    if known and math.prod([n or 1 for n in numbers]) * input.itemsize >= 2**63:
-        raise GeometryError(f"columns must take fewer than 2^63 bytes, but got {kernel} taps and {size} positions")
     # Output element o reads (o + padding_low - tap * dilation) / stride: over the image with stride - 1 zeros between
     # its elements that is a window of stride 1 whose taps run backwards from o + padding_low. With the image back to
     # front the taps run forwards, and the positions backwards.
