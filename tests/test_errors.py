@@ -174,11 +174,18 @@ WRONG_TYPES = [
     ('unfold(IMAGE, 2, stride="2")', "stride must be an int.*got '2'"),
     ("unfold(IMAGE, (2.0, 2))", "kernel_size must be an int.*got 2.0"),
     ("unfold(IMAGE, None)", "kernel_size must be an int.*got None"),
+    ("unfold(IMAGE, True)", "kernel_size must be an int.*got True"),
     ("unfold([[1.0]], 2)", "input must be a Tensor, but got list"),
     # fold
     ("fold(COLUMNS, (6.5, 5), (3, 2))", "output_size must be an int.*got 6.5"),
     # convolution
     ("conv2d(IMAGE, WEIGHT, groups=1.5)", "groups must be an int.*got 1.5"),
+    ("conv2d(IMAGE, WEIGHT, groups=True)", "groups must be an int.*got True"),
+    ("conv2d(IMAGE, WEIGHT, stride=(True, 1))", "stride must be an int.*got True"),
+    ("conv2d(IMAGE, WEIGHT, stride={1, 2})", r"stride must be an int.*got \{1, 2\}"),
+    ("conv2d(IMAGE, WEIGHT, stride=torch.tensor(1.5))", r"stride must be an int.*got tensor\(1.5000"),
+    ("conv2d(IMAGE, WEIGHT, padding=True)", "padding must be an int.*got True"),
+    ("conv2d(IMAGE, WEIGHT, padding={1, 2})", r"padding must be an int.*got \{1, 2\}"),
     ("conv2d(None, WEIGHT)", "input must be a Tensor, but got NoneType"),
     ("conv2d(IMAGE, None)", "weight must be a Tensor, but got NoneType"),
     ("conv2d(IMAGE, WEIGHT, 1.0)", "bias must be a Tensor, but got float"),

@@ -9,8 +9,8 @@ A spatial axis is described by five numbers, and the whole library counts by the
 import functools
 import math
 import operator
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import NamedTuple, TypeAlias, TypeGuard
 
 import torch
 
@@ -50,13 +50,22 @@ class Window(NamedTuple):
 
 
 def as_int(name: str, value: object) -> int:
-    """One whole number; a SymInt passes as it is."""
-    if isinstance(value, int) or type(value) is torch.SymInt:
+    """One whole number, no bool; a SymInt passes as it is."""
+    if type(value) is int or type(value) is torch.SymInt:
         return value  # type: ignore[return-value]
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        if not isinstance(value, bool):
+            return operator.index(value)  # type: ignore[arg-type]
     except (TypeError, RuntimeError):
-        raise TypeError(f"{name} must be an int or a tuple of ints, but got {value!r}") from None
+        pass
+    raise TypeError(f"{name} must be an int or a tuple of ints, but got {value!r}")
+
+
+def _are_several(value: object) -> TypeGuard[Iterable[object]]:
+    """Whether a value stands for numbers in an order: a tuple, a list, an array or tensor of one axis."""
+    return isinstance(value, Iterable) and not (
+        isinstance(value, (str, Set, Mapping)) or (isinstance(value, torch.Tensor) and value.dim() == 0)
+    )
 
 
 def _are_ints(numbers: tuple[object, ...]) -> bool:
@@ -68,11 +77,11 @@ def _are_ints(numbers: tuple[object, ...]) -> bool:
 
 def per_axis(name: str, value: object, rank: int) -> Sizes:
     """One number per axis: an int stands for all of them, and so does a sequence of length 1, as in torch."""
-    if isinstance(value, int):
+    if type(value) is int:
         return (value,) * rank
     if type(value) is tuple and len(value) == rank and _are_ints(value):
         return value
-    if isinstance(value, Iterable) and not isinstance(value, (str, torch.Tensor)):
+    if _are_several(value):
         numbers = tuple([as_int(name, number) for number in value])
         if len(numbers) == 1:
             return numbers * rank
@@ -168,17 +177,17 @@ def transposed_output_size(
 
 def _low_high(padding: object, rank: int) -> tuple[Sizes, Sizes]:
     """Numbers or (low, high) pairs per axis -> the lows and the highs."""
-    if isinstance(padding, int):
+    if type(padding) is int:
         _check_padding((padding,), padding)
         both = (padding,) * rank
         return both, both
     if type(padding) is tuple and len(padding) == rank and _are_ints(padding):
         _check_padding(padding, padding)
         return padding, padding
-    if isinstance(padding, Iterable) and not isinstance(padding, torch.Tensor):
+    if _are_several(padding):
         entries = list(padding)
-        if any(isinstance(entry, Iterable) and not isinstance(entry, (str, torch.Tensor)) for entry in entries):
-            pairs = [entry if isinstance(entry, Iterable) else (entry, entry) for entry in entries]
+        if any(map(_are_several, entries)):
+            pairs = [entry if _are_several(entry) else (entry, entry) for entry in entries]
             low_high = [tuple([as_int("padding", number) for number in pair]) for pair in pairs]
             if len(low_high) != rank or any(len(pair) != 2 for pair in low_high):
                 raise GeometryError(
