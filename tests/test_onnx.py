@@ -138,7 +138,7 @@ def test_dynamic_sizes(rank: int) -> None:
 
 @pytest.mark.parametrize("padding", [1, "same"])
 def test_sizes_that_only_a_run_tells(padding: int | str) -> None:
-    """Whether a strided convolution leaves out a row, say: what goes back to the size before is cut from the largest."""
+    """Whether a strided convolution leaves out a row, say: the way back is cut from the largest result."""
     down, up = uc.Conv2d(2, 3, 3, stride=2, padding=padding), uc.ConvTranspose2d(3, 2, 3, stride=2, padding=padding)
 
     def there_and_back(x: Tensor) -> Tensor:
