@@ -26,6 +26,14 @@ class GeometryError(RuntimeError, ValueError):
     """A call that the library refuses: the rule, then the value that broke it.
 
     It is both a `RuntimeError` and a `ValueError`, so code that catches either of torch's errors catches it.
+
+    Example:
+        >>> import torch, unfoldconv as uc
+        >>> try:
+        ...     uc.unfold(torch.ones(1, 3, 8, 8), kernel_size=2, dilation=0)
+        ... except ValueError as error:
+        ...     print(type(error).__name__, error)
+        GeometryError dilation must be positive (greater than zero), but got (0, 0)
     """
 
 

@@ -116,7 +116,7 @@ def _check_positions(grad_output: Tensor, size: Sequence[int], kernel_size: Sequ
 
 
 def _window(arguments: Sequence[Any]) -> Window:
-    """The window that an op takes; its first two numbers per axis may be symbols, which are not asked for their sign."""
+    """The window that an op takes. Padding may be a symbol, and that is not asked for its sign."""
     window = Window(*map(tuple, arguments[:4]))
     for low in window.padding_low:
         _check(type(low) is not int or low >= 0, f"padding must be non-negative, but got {window.padding_low}")

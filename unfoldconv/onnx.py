@@ -35,7 +35,7 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     Example:
         >>> import torch, unfoldconv as uc
         >>> program = torch.onnx.export(
-        ...     uc.Conv2d(3, 4, 3, padding="same"),
+        ...     uc.Conv2d(3, 4, 3, padding="same").eval(),
         ...     (torch.ones(1, 3, 8, 8),),
         ...     dynamo=True,
         ...     verbose=False,
