@@ -257,6 +257,9 @@ DELIBERATE: list[tuple[str, tuple[int, ...] | None]] = [
     ("conv2d(x[:, :0], w[:, :0], b)", (2, 6, 4, 4)),
     # No spatial axis of an input to a transposed convolution may be empty; torch takes it if the batch is empty too.
     ("conv_transpose2d(y[:0, ..., :0], w)", None),
+    # Of an empty batch torch also takes an output of no size and any output padding, as of no other.
+    ("conv_transpose2d(y[:0], w, padding=(3, 0))", None),
+    ("conv_transpose2d(y[:0], w, output_padding=2)", None),
     # IndexErrors that torch stumbles over.
     ("conv2d(x[:0], w[..., :0])", None),
     ("unfold(x[0, 0], 2)", None),
