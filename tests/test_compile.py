@@ -1,6 +1,9 @@
 """torch.compile and torch.export: whole graphs, symbolic sizes, and fake results with the strides of the real ones."""
 
 import itertools
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -96,17 +99,57 @@ class _Net(torch.nn.Module):
         return uc.unfold(self.up(self.conv(x)), 2, stride=2)
 
 
+class _NetAndBack(_Net):
+    def forward(self, x: Tensor) -> Tensor:
+        columns = super().forward(x)
+        return uc.fold(columns, x.shape[2:], 2, stride=2).relu()
+
+
 @pytest.mark.parametrize("strict", [False, True])
 def test_export(strict: bool, tmp_path: Path) -> None:
     net, x = _Net().eval(), torch.randn(2, 3, 8, 10)
-    batch, height = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("height", min=4, max=64)
-    program = torch.export.export(net, (x,), dynamic_shapes=({0: batch, 2: 2 * height},), strict=strict)
+    batch, height, width = (torch.export.Dim(name, min=2, max=64) for name in ("batch", "height", "width"))
+    program = torch.export.export(net, (x,), dynamic_shapes=({0: batch, 2: 2 * height, 3: 2 * width},), strict=strict)
     path = f"{tmp_path}/net.pt2"
     torch.export.save(program, path)
     loaded = torch.export.load(path).module()
-    for shape in ((2, 3, 8, 10), (5, 3, 12, 10)):
+    for shape in ((2, 3, 8, 10), (5, 3, 12, 10), (3, 3, 4, 14)):
         x = torch.randn(shape)
         torch.testing.assert_close(loaded(x), net(x))
+
+
+_RUN_PACKAGE = """
+import sys
+import torch
+
+try:
+    torch._inductor.aoti_load_package(sys.argv[1])
+except RuntimeError as error:
+    print(error)
+import unfoldconv
+
+package = torch._inductor.aoti_load_package(sys.argv[1])
+for x, expected in torch.load(sys.argv[2]):
+    torch.testing.assert_close(package(x), expected)
+    print("equal")
+"""
+
+
+def test_aotinductor_package(tmp_path: Path) -> None:
+    """A package finds the ops in a process that has imported the library, and says so in one that has not."""
+    net, x = _NetAndBack().eval(), torch.randn(2, 3, 8, 10)
+    batch, height = torch.export.Dim("batch", min=1, max=64), torch.export.Dim("height", min=4, max=64)
+    with torch.no_grad():
+        program = torch.export.export(net, (x,), dynamic_shapes=({0: batch, 2: 2 * height},))
+        package = torch._inductor.aoti_compile_and_package(program, package_path=f"{tmp_path}/net.pt2")
+        images = [torch.randn(shape) for shape in ((2, 3, 8, 10), (5, 3, 12, 10))]
+        torch.save([(image, net(image)) for image in images], tmp_path / "expected.pt")
+    command = [sys.executable, "-c", _RUN_PACKAGE, package, tmp_path / "expected.pt"]
+    environment = os.environ | {"PYTHONPATH": str(Path(uc.__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Could not find schema for unfoldconv::" in done.stdout
+    assert done.stdout.count("equal") == 2
 
 
 # --- fake kernels -----------------------------------------------------------------------------------------------------

@@ -174,11 +174,18 @@ WRONG_TYPES = [
     ('unfold(IMAGE, 2, stride="2")', "stride must be an int.*got '2'"),
     ("unfold(IMAGE, (2.0, 2))", "kernel_size must be an int.*got 2.0"),
     ("unfold(IMAGE, None)", "kernel_size must be an int.*got None"),
+    ("unfold(IMAGE, True)", "kernel_size must be an int.*got True"),
     ("unfold([[1.0]], 2)", "input must be a Tensor, but got list"),
     # fold
     ("fold(COLUMNS, (6.5, 5), (3, 2))", "output_size must be an int.*got 6.5"),
     # convolution
     ("conv2d(IMAGE, WEIGHT, groups=1.5)", "groups must be an int.*got 1.5"),
+    ("conv2d(IMAGE, WEIGHT, groups=True)", "groups must be an int.*got True"),
+    ("conv2d(IMAGE, WEIGHT, stride=(True, 1))", "stride must be an int.*got True"),
+    ("conv2d(IMAGE, WEIGHT, stride={1, 2})", r"stride must be an int.*got \{1, 2\}"),
+    ("conv2d(IMAGE, WEIGHT, stride=torch.tensor(1.5))", r"stride must be an int.*got tensor\(1.5000"),
+    ("conv2d(IMAGE, WEIGHT, padding=True)", "padding must be an int.*got True"),
+    ("conv2d(IMAGE, WEIGHT, padding={1, 2})", r"padding must be an int.*got \{1, 2\}"),
     ("conv2d(None, WEIGHT)", "input must be a Tensor, but got NoneType"),
     ("conv2d(IMAGE, None)", "weight must be a Tensor, but got NoneType"),
     ("conv2d(IMAGE, WEIGHT, 1.0)", "bias must be a Tensor, but got float"),
@@ -235,9 +242,9 @@ REFUSED_BY_OPS = [
 ]
 
 
-def run(call: str, functions: object) -> object:
+def run(call: str, functions: object, operands: dict[str, Any] | None = None) -> object:
     names = {name: getattr(functions, name) for name in dir(functions) if not name.startswith("_")}
-    return eval(call, {**names, **OPERANDS})
+    return eval(call, {**names, **OPERANDS, **(operands or {})})
 
 
 def wrong_calls(*tables: list[tuple[str, str]]) -> pytest.MarkDecorator:
@@ -249,6 +256,22 @@ def wrong_calls(*tables: list[tuple[str, str]]) -> pytest.MarkDecorator:
 def test_a_wrong_call_is_refused(call: str, message: str) -> None:
     with pytest.raises(uc.GeometryError, match=message):
         run(call, uc)
+
+
+ON_META = {name: value.to("meta") for name, value in OPERANDS.items() if isinstance(value, torch.Tensor)}
+
+
+@wrong_calls(REFUSED_BY_TORCH_TOO, REFUSED)
+def test_a_wrong_call_is_refused_before_there_is_data(call: str, message: str) -> None:
+    """The fake kernels refuse what the compiled code refuses."""
+    with torch.device("meta"), pytest.raises(uc.GeometryError, match="but got"):
+        run(call, uc, ON_META)
+
+
+@wrong_calls(REFUSED_BY_OPS[:-1])
+def test_a_wrong_call_of_an_op_is_refused_before_there_is_data(call: str, message: str) -> None:
+    with torch.device("meta"), pytest.raises(RuntimeError, match="but got"):
+        run(call, OPS, ON_META)
 
 
 @wrong_calls(WRONG_TYPES)

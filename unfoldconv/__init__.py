@@ -5,7 +5,7 @@ every order, on CPU and CUDA. The functions and modules take the arguments of th
 `unfoldconv.functional` and `unfoldconv.modules`.
 """
 
-from . import distributed, functional, jit, modules, reference
+from . import distributed, functional, jit, modules, onnx, reference
 from ._build import VERSION
 from ._build_info import build_info
 from ._explain import explain
@@ -25,6 +25,7 @@ __all__ = [
     "functional",
     "jit",
     "modules",
+    "onnx",
     "reference",
     "workspace_limit",
     *functional.__all__,

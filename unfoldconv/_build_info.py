@@ -18,6 +18,11 @@ def build_info() -> dict[str, str | None]:
         - `architectures`: of the CUDA kernels, written as in TORCH_CUDA_ARCH_LIST and separated by commas, or None;
         - `isa`: the instruction set that the CPU kernels use on this processor;
         - `baseline`: the instruction set that any processor must have to load the library.
+
+    Example:
+        >>> import unfoldconv as uc
+        >>> uc.build_info()["torch_target"]
+        '2.11'
     """
     facts = dict(fact.split("=", 1) for fact in getattr(torch.ops, NAMESPACE).build_info().split(";"))
     return {"torch": torch.__version__} | {name: value or None for name, value in facts.items()}

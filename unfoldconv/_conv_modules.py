@@ -1,7 +1,7 @@
 """The base classes of the convolution modules: arguments, padding modes, and the size of a transposed result."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor, nn
@@ -149,6 +149,10 @@ class ConvModule(ConvolutionModule):
         others = {"bias": bias, "device": device, "dtype": dtype}
         self._construct(in_channels, out_channels, groups, padding, padding_mode, sizes, others)
 
+    if TYPE_CHECKING:  # torch.nn's says Any
+
+        def __call__(self, input: Tensor) -> Tensor: ...
+
     def forward(self, input: Tensor) -> Tensor:
         """(N, C_in, *I) -> (N, C_out, *O)."""
         return self._conv_forward(input, self.weight, self.bias)
@@ -214,6 +218,10 @@ class ConvTransposeModule(ConvolutionModule):
         sizes = {"kernel_size": kernel_size, "stride": stride, "dilation": dilation, "output_padding": output_padding}
         others = {"bias": bias, "device": device, "dtype": dtype}
         self._construct(in_channels, out_channels, groups, padding, padding_mode, sizes, others)
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor: ...
 
     def forward(self, input: Tensor, output_size: Sequence[int] | None = None) -> Tensor:
         """(N, C_in, *I) -> (N, C_out, *O).

@@ -96,12 +96,12 @@ def conv2d(
     Args:
         input: Images, shape (N, C, H, W) or (C, H, W).
         weight: Kernels, shape (O, C / groups, *kernel_size), of the input's dtype and device.
-        bias: One number per output channel, shape (O,), or None.
-        stride: Elements from one position to the next, an int or one per axis.
+        bias: One number per output channel, shape (O,), or None. Default: None.
+        stride: Elements from one position to the next, an int or one per axis. Default: 1.
         padding: Zeros around the image: an int, one per axis, a (low, high) pair per axis, `'valid'` for none, or
-            `'same'` for ceil(size / stride) positions along each axis.
-        dilation: Elements from one tap of the kernel to the next, an int or one per axis.
-        groups: Divides input and output channels into groups that do not see each other.
+            `'same'` for ceil(size / stride) positions along each axis. Default: 0.
+        dilation: Elements from one tap of the kernel to the next, an int or one per axis. Default: 1.
+        groups: Divides input and output channels into groups that do not see each other. Default: 1.
 
     Returns:
         Shape (N, O, *positions), positions = (size + padding_low + padding_high - dilation * (kernel - 1) - 1) //
@@ -189,13 +189,13 @@ def conv_transpose2d(
     Args:
         input: Images, shape (N, C, H, W) or (C, H, W).
         weight: Kernels, shape (C, O / groups, *kernel_size).
-        bias: One number per output channel, shape (O,), or None.
-        stride: Output elements from one kernel to the next, an int or one per axis.
+        bias: One number per output channel, shape (O,), or None. Default: None.
+        stride: Output elements from one kernel to the next, an int or one per axis. Default: 1.
         padding: Elements cut from the full output: an int, one per axis, a (low, high) pair per axis, `'valid'` for
-            none, or `'same'` for size * stride elements along each axis.
-        output_padding: Elements appended at the high end, less than stride or dilation.
-        groups: As in `conv2d`.
-        dilation: As in `conv2d`.
+            none, or `'same'` for size * stride elements along each axis. Default: 0.
+        output_padding: Elements appended at the high end, less than stride or dilation. Default: 0.
+        groups: As in `conv2d`. Default: 1.
+        dilation: As in `conv2d`. Default: 1.
 
     Returns:
         Shape (N, O, *sizes), sizes = (size - 1) * stride - padding_low - padding_high + dilation * (kernel - 1) + 1 +

@@ -7,9 +7,10 @@ A spatial axis is described by five numbers, and the whole library counts by the
 """
 
 import functools
+import math
 import operator
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import NamedTuple, TypeAlias, TypeGuard
 
 import torch
 
@@ -25,6 +26,14 @@ class GeometryError(RuntimeError, ValueError):
     """A call that the library refuses: the rule, then the value that broke it.
 
     It is both a `RuntimeError` and a `ValueError`, so code that catches either of torch's errors catches it.
+
+    Example:
+        >>> import torch, unfoldconv as uc
+        >>> try:
+        ...     uc.unfold(torch.ones(1, 3, 8, 8), kernel_size=2, dilation=0)
+        ... except ValueError as error:
+        ...     print(type(error).__name__, error)
+        GeometryError dilation must be positive (greater than zero), but got (0, 0)
     """
 
 
@@ -49,13 +58,22 @@ class Window(NamedTuple):
 
 
 def as_int(name: str, value: object) -> int:
-    """One whole number; a SymInt passes as it is."""
-    if isinstance(value, int) or type(value) is torch.SymInt:
+    """One whole number, no bool; a SymInt passes as it is."""
+    if type(value) is int or type(value) is torch.SymInt:
         return value  # type: ignore[return-value]
     try:
-        return operator.index(value)  # type: ignore[arg-type]
+        if not isinstance(value, bool):
+            return operator.index(value)  # type: ignore[arg-type]
     except (TypeError, RuntimeError):
-        raise TypeError(f"{name} must be an int or a tuple of ints, but got {value!r}") from None
+        pass
+    raise TypeError(f"{name} must be an int or a tuple of ints, but got {value!r}")
+
+
+def _are_several(value: object) -> TypeGuard[Iterable[object]]:
+    """Whether a value stands for numbers in an order: a tuple, a list, an array or tensor of one axis."""
+    return isinstance(value, Iterable) and not (
+        isinstance(value, (str, Set, Mapping)) or (isinstance(value, torch.Tensor) and value.dim() == 0)
+    )
 
 
 def _are_ints(numbers: tuple[object, ...]) -> bool:
@@ -67,18 +85,15 @@ def _are_ints(numbers: tuple[object, ...]) -> bool:
 
 def per_axis(name: str, value: object, rank: int) -> Sizes:
     """One number per axis: an int stands for all of them, and so does a sequence of length 1, as in torch."""
-    if isinstance(value, int):
+    if type(value) is int:
         return (value,) * rank
     if type(value) is tuple and len(value) == rank and _are_ints(value):
         return value
-    if isinstance(value, Iterable) and not isinstance(value, (str, torch.Tensor)):
+    if _are_several(value):
         numbers = tuple([as_int(name, number) for number in value])
         if len(numbers) == 1:
             return numbers * rank
-        if len(numbers) != rank:
-            raise GeometryError(
-                f"{name} must be an int or have one number per spatial axis ({rank}), but got {numbers}"
-            )
+        check_rank(name, numbers, rank)
         return numbers
     return (as_int(name, value),) * rank
 
@@ -88,12 +103,37 @@ def span_of(kernel: int, dilation: int) -> int:
     return dilation * (kernel - 1) + 1
 
 
+def check_rank(name: str, numbers: Sequence[int], rank: int) -> None:
+    if len(numbers) != rank:
+        raise GeometryError(f"{name} must have one number per spatial axis ({rank}), but got {tuple(numbers)}")
+
+
+def check_bytes(what: str, sizes: Sequence[int], itemsize: int) -> None:
+    """The product of sizes, those of zero left out, must fit 63 bits; symbols are not looked at."""
+    if math.prod([size or 1 for size in sizes if type(size) is int]) * itemsize >= 2**63:
+        raise GeometryError(f"{what} must take fewer than 2^63 bytes, but got size {tuple(sizes)}")
+
+
+def check_window(kernel_size: Sequence[int], window: Window) -> None:
+    """What must hold before sizes are computed from a window."""
+    for name, numbers in window._asdict().items():
+        check_rank(name, numbers, len(kernel_size))
+    for name, numbers in (("kernel_size", kernel_size), ("stride", window.stride), ("dilation", window.dilation)):
+        if min(numbers) < 1:
+            raise GeometryError(
+                f"{name} must be positive (greater than zero; non-positive {name} is not supported), but got "
+                f"{tuple(numbers)}"
+            )
+
+
 def output_size(size: Sequence[int], kernel_size: Sequence[int], window: Window) -> Sizes:
     """How often the window fits along each axis.
 
     Raises:
-        GeometryError: where it does not fit at all.
+        GeometryError: where it does not fit at all, or is no window.
     """
+    check_window(kernel_size, window)
+    check_rank("input_size", size, len(kernel_size))
     positions = []
     for axis, (length, kernel) in enumerate(zip(size, kernel_size, strict=True)):
         span = span_of(kernel, window.dilation[axis])
@@ -103,6 +143,9 @@ def output_size(size: Sequence[int], kernel_size: Sequence[int], window: Window)
                 f"kernel must fit into the padded input (the output would be empty), but got span {span} for "
                 f"{padded} elements along axis {axis}. Kernel size can't be greater than actual input size"
             )
+        for number in (padded, padded + window.stride[axis]):
+            if type(number) is int and number >= 2**63:
+                raise GeometryError(f"padded size and stride must fit 63 bits, but got {number} along axis {axis}")
         positions.append((padded - span) // window.stride[axis] + 1)
     return tuple(positions)
 
@@ -132,9 +175,7 @@ def transposed_output_size(
         if type(most) is int and most >= 2**63:
             raise GeometryError(f"output size with padding and stride must fit 64-bit integers, but got {sizes}")
         if length < 1:
-            for name, numbers in (("stride", window.stride), ("dilation", window.dilation)):
-                if min(numbers) < 1:
-                    raise GeometryError(f"{name} must be positive (greater than zero), but got {numbers}")
+            check_window(kernel_size, window)
             raise GeometryError(
                 f"output size must be positive (Given input size per channel: {list(size)}. Calculated output size per "
                 f"channel: {list(sizes)}. Output size is too small), but got {sizes}"
@@ -144,17 +185,17 @@ def transposed_output_size(
 
 def _low_high(padding: object, rank: int) -> tuple[Sizes, Sizes]:
     """Numbers or (low, high) pairs per axis -> the lows and the highs."""
-    if isinstance(padding, int):
+    if type(padding) is int:
         _check_padding((padding,), padding)
         both = (padding,) * rank
         return both, both
     if type(padding) is tuple and len(padding) == rank and _are_ints(padding):
         _check_padding(padding, padding)
         return padding, padding
-    if isinstance(padding, Iterable) and not isinstance(padding, torch.Tensor):
+    if _are_several(padding):
         entries = list(padding)
-        if any(isinstance(entry, Iterable) and not isinstance(entry, (str, torch.Tensor)) for entry in entries):
-            pairs = [entry if isinstance(entry, Iterable) else (entry, entry) for entry in entries]
+        if any(map(_are_several, entries)):
+            pairs = [entry if _are_several(entry) else (entry, entry) for entry in entries]
             low_high = [tuple([as_int("padding", number) for number in pair]) for pair in pairs]
             if len(low_high) != rank or any(len(pair) != 2 for pair in low_high):
                 raise GeometryError(

@@ -1,6 +1,6 @@
 """Patches: unfold, fold and the patches of a transposed convolution."""
 
-import math
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -12,11 +12,15 @@ from ._geometry import (
     IntOrTuple,
     Padding,
     Sizes,
+    check_bytes,
+    check_window,
     per_axis,
     transposed_output_size,
     transposed_window_of,
     window_of,
 )
+
+Reduction: TypeAlias = Literal["sum", "mean"]
 
 
 def _rank_of(*arguments: object) -> int:
@@ -54,9 +58,9 @@ def unfold(
     Args:
         input: Images of any dtype, shape (N, C, *size) or (C, *size).
         kernel_size: The window. A tuple of 1, 2 or 3 numbers tells the rank; an int means 2-D, as in torch.
-        dilation: Elements from one tap to the next, an int or one per axis.
-        padding: As in `conv2d`.
-        stride: Elements from one position to the next, an int or one per axis.
+        dilation: Elements from one tap to the next, an int or one per axis. Default: 1.
+        padding: As in `conv2d`. Default: 0.
+        stride: Elements from one position to the next, an int or one per axis. Default: 1.
 
     Returns:
         Shape (N, C * prod(kernel_size), prod(positions)), contiguous.
@@ -79,7 +83,7 @@ def unfold(
 def unfold1d(
     input: Tensor, kernel_size: IntOrTuple, dilation: IntOrTuple = 1, padding: Padding = 0, stride: IntOrTuple = 1
 ) -> Tensor:
-    """`unfold` of signals (N, C, L)."""
+    """`unfold` of signals (N, C, L): see there for arguments, errors and an example."""
     return _unfold(1, input, kernel_size, dilation, padding, stride)
 
 
@@ -87,7 +91,7 @@ def unfold1d(
 def unfold2d(
     input: Tensor, kernel_size: IntOrTuple, dilation: IntOrTuple = 1, padding: Padding = 0, stride: IntOrTuple = 1
 ) -> Tensor:
-    """`unfold` of images (N, C, H, W)."""
+    """`unfold` of images (N, C, H, W): see there for arguments, errors and an example."""
     return _unfold(2, input, kernel_size, dilation, padding, stride)
 
 
@@ -95,7 +99,7 @@ def unfold2d(
 def unfold3d(
     input: Tensor, kernel_size: IntOrTuple, dilation: IntOrTuple = 1, padding: Padding = 0, stride: IntOrTuple = 1
 ) -> Tensor:
-    """`unfold` of volumes (N, C, D, H, W)."""
+    """`unfold` of volumes (N, C, D, H, W): see there for arguments, errors and an example."""
     return _unfold(3, input, kernel_size, dilation, padding, stride)
 
 
@@ -107,7 +111,7 @@ def _fold(
     dilation: IntOrTuple,
     padding: Padding,
     stride: IntOrTuple,
-    reduction: str,
+    reduction: Reduction,
 ) -> Tensor:
     columns, unbatched = batched("input", input, 3)
     size = per_axis("output_size", output_size, rank)
@@ -139,7 +143,7 @@ def fold(
     dilation: IntOrTuple = 1,
     padding: Padding = 0,
     stride: IntOrTuple = 1,
-    reduction: str = "sum",
+    reduction: Reduction = "sum",
 ) -> Tensor:
     """Sums patches back into an image (col2im), the operation of `torch.nn.functional.fold`, N-dimensional.
 
@@ -149,10 +153,10 @@ def fold(
         input: Patches of any dtype that adds (bool by "or"), shape (N, C * prod(kernel_size), prod(positions)).
         output_size: Spatial size of the image, an int or one per axis.
         kernel_size: The window. The first tuple among kernel_size and output_size tells the rank; without one it is 2.
-        dilation: As in `unfold`.
-        padding: As in `unfold`.
-        stride: As in `unfold`.
-        reduction: `'sum'`, or `'mean'` to divide each element by the number of patches that cover it.
+        dilation: As in `unfold`. Default: 1.
+        padding: As in `unfold`. Default: 0.
+        stride: As in `unfold`. Default: 1.
+        reduction: `'sum'`, or `'mean'` to divide each element by the number of patches that cover it. Default: 'sum'.
 
     Returns:
         Shape (N, C, *output_size), contiguous. 16-bit floats are summed in float32; the result is deterministic.
@@ -178,9 +182,9 @@ def fold1d(
     dilation: IntOrTuple = 1,
     padding: Padding = 0,
     stride: IntOrTuple = 1,
-    reduction: str = "sum",
+    reduction: Reduction = "sum",
 ) -> Tensor:
-    """`fold` into signals (N, C, L)."""
+    """`fold` into signals (N, C, L): see there for arguments, errors and an example."""
     return _fold(1, input, output_size, kernel_size, dilation, padding, stride, reduction)
 
 
@@ -192,9 +196,9 @@ def fold2d(
     dilation: IntOrTuple = 1,
     padding: Padding = 0,
     stride: IntOrTuple = 1,
-    reduction: str = "sum",
+    reduction: Reduction = "sum",
 ) -> Tensor:
-    """`fold` into images (N, C, H, W)."""
+    """`fold` into images (N, C, H, W): see there for arguments, errors and an example."""
     return _fold(2, input, output_size, kernel_size, dilation, padding, stride, reduction)
 
 
@@ -206,9 +210,9 @@ def fold3d(
     dilation: IntOrTuple = 1,
     padding: Padding = 0,
     stride: IntOrTuple = 1,
-    reduction: str = "sum",
+    reduction: Reduction = "sum",
 ) -> Tensor:
-    """`fold` into volumes (N, C, D, H, W)."""
+    """`fold` into volumes (N, C, D, H, W): see there for arguments, errors and an example."""
     return _fold(3, input, output_size, kernel_size, dilation, padding, stride, reduction)
 
 
@@ -232,14 +236,11 @@ def _unfold_transpose(
         return columns.squeeze(0) if unbatched else columns
     kernel = per_axis("kernel_size", kernel_size, rank)
     window, extra = transposed_window_of(kernel, stride, padding, output_padding, dilation)
-    for name, numbers in (("kernel_size", kernel), ("stride", window.stride), ("dilation", window.dilation)):
-        if min(numbers) < 1:  # before sizes are computed from it
-            raise GeometryError(f"{name} must be positive (greater than zero), but got {numbers}")
+    check_window(kernel, window)
     size = transposed_output_size(input.shape[2:], kernel, window, extra)
     numbers = (*input.shape[:2], *kernel, *size)
+    check_bytes("columns", numbers, input.itemsize)
     known = all(type(n) is int for n in numbers)
-    if known and math.prod([n or 1 for n in numbers]) * input.itemsize >= 2**63:
-        raise GeometryError(f"columns must take fewer than 2^63 bytes, but got {kernel} taps and {size} positions")
     # Output element o reads (o + padding_low - tap * dilation) / stride: over the image with stride - 1 zeros between
     # its elements that is a window of stride 1 whose taps run backwards from o + padding_low. With the image back to
     # front the taps run forwards, and the positions backwards.
@@ -286,10 +287,10 @@ def unfold_transpose(
     Args:
         input: Images of any dtype that adds, shape (N, C, *size) or (C, *size).
         kernel_size: As in `unfold`.
-        dilation: As in `conv_transpose2d`.
-        padding: As in `conv_transpose2d`.
-        stride: As in `conv_transpose2d`.
-        output_padding: As in `conv_transpose2d`.
+        dilation: As in `conv_transpose2d`. Default: 1.
+        padding: As in `conv_transpose2d`. Default: 0.
+        stride: As in `conv_transpose2d`. Default: 1.
+        output_padding: As in `conv_transpose2d`. Default: 0.
 
     Returns:
         Shape (N, C * prod(kernel_size), prod(output sizes)).
@@ -317,7 +318,7 @@ def unfold_transpose1d(
     stride: IntOrTuple = 1,
     output_padding: IntOrTuple = 0,
 ) -> Tensor:
-    """`unfold_transpose` of signals (N, C, L)."""
+    """`unfold_transpose` of signals (N, C, L): see there for arguments, errors and an example."""
     return _unfold_transpose(1, input, kernel_size, dilation, padding, stride, output_padding)
 
 
@@ -330,7 +331,7 @@ def unfold_transpose2d(
     stride: IntOrTuple = 1,
     output_padding: IntOrTuple = 0,
 ) -> Tensor:
-    """`unfold_transpose` of images (N, C, H, W)."""
+    """`unfold_transpose` of images (N, C, H, W): see there for arguments, errors and an example."""
     return _unfold_transpose(2, input, kernel_size, dilation, padding, stride, output_padding)
 
 
@@ -343,5 +344,5 @@ def unfold_transpose3d(
     stride: IntOrTuple = 1,
     output_padding: IntOrTuple = 0,
 ) -> Tensor:
-    """`unfold_transpose` of volumes (N, C, D, H, W)."""
+    """`unfold_transpose` of volumes (N, C, D, H, W): see there for arguments, errors and an example."""
     return _unfold_transpose(3, input, kernel_size, dilation, padding, stride, output_padding)

@@ -49,6 +49,13 @@ def load(source: str | os.PathLike[str] | None = None, name: str = "jit", verbos
     Raises:
         BuildError: No compiler, or it refused the sources; the message holds what it wrote.
         ValueError: `name` is not an identifier.
+
+    Example:
+        >>> import torch, unfoldconv as uc
+        >>> mine = uc.jit.load("my_csrc", name="mine")  # doctest: +SKIP
+        >>> mine.unfold(torch.arange(4.0).reshape(1, 1, 4), kernel_size=(2,))  # doctest: +SKIP
+        tensor([[[0., 1., 2.],
+                 [1., 2., 3.]]])
     """
     library, namespace = build(source, name, verbose)
     return sys.modules.get(namespace) or _second_package(namespace, library)
@@ -65,12 +72,30 @@ def copy_source(directory: str | os.PathLike[str]) -> Path:
 
     Raises:
         FileExistsError: The folder is already there.
+
+    Example:
+        >>> import tempfile, unfoldconv as uc
+        >>> folder = uc.jit.copy_source(tempfile.mkdtemp() + "/my_csrc")
+        >>> (folder / "ops.cpp").exists()
+        True
     """
     return Path(shutil.copytree(source_directory(), directory, ignore=shutil.ignore_patterns("__pycache__")))
 
 
 def source_directory() -> Path:
-    """The C++ and CUDA sources of this package: inside an installed one, beside it in a checkout."""
+    """The C++ and CUDA sources of this package: inside an installed one, beside it in a checkout.
+
+    Returns:
+        The folder; `copy_source` makes one that may be edited.
+
+    Raises:
+        BuildError: there is none.
+
+    Example:
+        >>> import unfoldconv as uc
+        >>> (uc.jit.source_directory() / "ops.cpp").exists()
+        True
+    """
     package = Path(__file__).resolve().parent
     for candidate in (package / "csrc", package.parent / "csrc"):
         if candidate.is_dir():
@@ -81,7 +106,7 @@ def source_directory() -> Path:
 def build(
     source: str | os.PathLike[str] | None, name: str, verbose: bool = False, namespace: str | None = None
 ) -> tuple[Path, str]:
-    """Builds the library of `load` unless the cache has it.
+    """Builds the library of `load`, see its example, unless the cache has it.
 
     Args:
         source: As for `load`.

@@ -11,11 +11,14 @@ In the shapes below N is the batch, C_in and C_out are channels, I and O the inp
 stands for one size per spatial axis. The batch may be absent.
 """
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor, nn
 
 from . import functional
 from ._conv_modules import ConvModule, ConvolutionModule, ConvTransposeModule, batched_shape, check_channels
 from ._geometry import IntOrTuple, Padding
+from ._patches import Reduction
 
 __all__ = [
     "Conv1d",
@@ -37,42 +40,56 @@ __all__ = [
 
 
 class Conv1d(ConvModule, nn.Conv1d):
-    """Convolution of signals: (N, C_in, L) -> (N, C_out, L_out)."""
+    """Convolution of signals: (N, C_in, L) -> (N, C_out, L_out); an example is at `Conv2d`."""
 
     _rank = 1
     _function = staticmethod(functional.conv1d)
 
 
 class Conv2d(ConvModule, nn.Conv2d):
-    """Convolution of images: (N, C_in, H, W) -> (N, C_out, H_out, W_out)."""
+    """Convolution of images: (N, C_in, H, W) -> (N, C_out, H_out, W_out).
+
+    Example:
+        >>> import torch, unfoldconv as uc
+        >>> layer = uc.Conv2d(3, 4, kernel_size=3, stride=2, padding="same")
+        >>> layer(torch.ones(1, 3, 8, 8)).shape
+        torch.Size([1, 4, 4, 4])
+    """
 
     _rank = 2
     _function = staticmethod(functional.conv2d)
 
 
 class Conv3d(ConvModule, nn.Conv3d):
-    """Convolution of volumes: (N, C_in, D, H, W) -> (N, C_out, D_out, H_out, W_out)."""
+    """Convolution of volumes: (N, C_in, D, H, W) -> (N, C_out, D_out, H_out, W_out); an example is at `Conv2d`."""
 
     _rank = 3
     _function = staticmethod(functional.conv3d)
 
 
 class ConvTranspose1d(ConvTransposeModule, nn.ConvTranspose1d):
-    """Transposed convolution of signals: (N, C_in, L) -> (N, C_out, L_out)."""
+    """Transposed convolution of signals: (N, C_in, L) -> (N, C_out, L_out); an example is at `ConvTranspose2d`."""
 
     _rank = 1
     _function = staticmethod(functional.conv_transpose1d)
 
 
 class ConvTranspose2d(ConvTransposeModule, nn.ConvTranspose2d):
-    """Transposed convolution of images: (N, C_in, H, W) -> (N, C_out, H_out, W_out)."""
+    """Transposed convolution of images: (N, C_in, H, W) -> (N, C_out, H_out, W_out).
+
+    Example:
+        >>> import torch, unfoldconv as uc
+        >>> layer = uc.ConvTranspose2d(4, 3, kernel_size=3, stride=2, padding="same", padding_mode="circular")
+        >>> layer(torch.ones(1, 4, 5, 5)).shape
+        torch.Size([1, 3, 10, 10])
+    """
 
     _rank = 2
     _function = staticmethod(functional.conv_transpose2d)
 
 
 class ConvTranspose3d(ConvTransposeModule, nn.ConvTranspose3d):
-    """Transposed convolution of volumes: (N, C_in, D, H, W) -> (N, C_out, D_out, H_out, W_out)."""
+    """Transposed convolution of volumes: (N, C_in, D, H, W) -> (N, C_out, *sizes), see `ConvTranspose2d`."""
 
     _rank = 3
     _function = staticmethod(functional.conv_transpose3d)
@@ -139,12 +156,21 @@ class Unfold(nn.Unfold):
         dilation: Distance between taps. Default: 1.
         padding: An int, one per axis, one (low, high) pair per axis, "valid" or "same". Default: 0.
         stride: Steps of the window. Default: 1.
+
+    Example:
+        >>> import torch, unfoldconv as uc
+        >>> uc.Unfold(kernel_size=(3,))(torch.ones(2, 4, 9)).shape
+        torch.Size([2, 12, 7])
     """
 
     def __init__(
         self, kernel_size: IntOrTuple, dilation: IntOrTuple = 1, padding: Padding = 0, stride: IntOrTuple = 1
     ) -> None:
         super().__init__(kernel_size, dilation, padding, stride)  # type: ignore[arg-type]
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor) -> Tensor: ...
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *I) -> (N, C * prod(kernel_size), prod(O))."""
@@ -161,6 +187,12 @@ class Fold(nn.Fold):
         padding: An int, one per axis, one (low, high) pair per axis, "valid" or "same". Default: 0.
         stride: Steps of the window. Default: 1.
         reduction: "sum", or "mean": each element is divided by how many patches cover it. Default: "sum".
+
+    Example:
+        >>> import torch, unfoldconv as uc
+        >>> image = torch.arange(9.0).reshape(1, 1, 3, 3)
+        >>> torch.equal(uc.Fold((3, 3), 2, reduction="mean")(uc.Unfold(2)(image)), image)
+        True
     """
 
     def __init__(
@@ -170,10 +202,14 @@ class Fold(nn.Fold):
         dilation: IntOrTuple = 1,
         padding: Padding = 0,
         stride: IntOrTuple = 1,
-        reduction: str = "sum",
+        reduction: Reduction = "sum",
     ) -> None:
         super().__init__(output_size, kernel_size, dilation, padding, stride)  # type: ignore[arg-type]
-        self.reduction = reduction
+        self.reduction: Reduction = reduction
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor) -> Tensor: ...
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C * prod(kernel_size), L) -> (N, C, *output_size)."""
@@ -197,6 +233,11 @@ class UnfoldTranspose(nn.Module):
         padding: As for transposed convolution. Default: 0.
         stride: As for transposed convolution. Default: 1.
         output_padding: As for transposed convolution. Default: 0.
+
+    Example:
+        >>> import torch, unfoldconv as uc
+        >>> uc.UnfoldTranspose(kernel_size=2, stride=2)(torch.ones(1, 3, 4, 4)).shape
+        torch.Size([1, 12, 64])
     """
 
     def __init__(
@@ -213,6 +254,10 @@ class UnfoldTranspose(nn.Module):
         self.padding = padding
         self.stride = stride
         self.output_padding = output_padding
+
+    if TYPE_CHECKING:
+
+        def __call__(self, input: Tensor) -> Tensor: ...
 
     def forward(self, input: Tensor) -> Tensor:
         """(N, C, *I) -> (N, C * prod(kernel_size), prod(O))."""

@@ -16,6 +16,22 @@ A row of ``columns`` is one tap of one channel: channels come first, then taps i
 pair per axis; a negative one crops. Any dtype and any device will do: the results are made from the arguments. Nothing
 here calls a convolution, ``unfold`` or ``fold`` of torch, or any other part of the package. Everything is
 differentiable by autograd, and :class:`UnfoldConvFunction` writes the gradients of the convolution by hand.
+
+    >>> import torch
+    >>> image, weight = torch.arange(9.0).reshape(1, 1, 3, 3), torch.ones(1, 1, 2, 2)
+    >>> unfold_naive(image, 2)[0]
+    tensor([[0., 1., 3., 4.],
+            [1., 2., 4., 5.],
+            [3., 4., 6., 7.],
+            [4., 5., 7., 8.]])
+    >>> fold_naive(unfold_naive(image, 2), (3, 3), 2)[0, 0, 1]
+    tensor([ 6., 16., 10.])
+    >>> conv_naive(image, weight).flatten(), torch.equal(unfold_conv(image, weight), conv_naive(image, weight))
+    (tensor([ 8., 12., 20., 24.]), True)
+    >>> UnfoldConvFunction.apply(image, weight, None, 1, 0, 1, 1).shape, UnfoldConv(1, 2, 3)(image).shape
+    (torch.Size([1, 1, 2, 2]), torch.Size([1, 2, 3, 3]))
+    >>> conv_transpose_naive(image, weight).shape, unfold_transpose_naive(image, 2).shape
+    (torch.Size([1, 1, 4, 4]), torch.Size([1, 4, 16]))
 """
 
 import itertools

@@ -19,7 +19,7 @@ from pathlib import Path
 
 
 class BuildError(RuntimeError):
-    """The compiled library could not be built; the message says what is missing or what the compiler wrote."""
+    """`load` could not build the compiled library; the message says what is missing or what the compiler wrote."""
 
 
 @dataclass(frozen=True)
