@@ -11,19 +11,24 @@ from ._build_info import build_info
 from ._explain import explain
 from ._geometry import GeometryError
 from ._workspace import workspace_limit
+from .convert import ConversionReport, conversion_report, convert, revert
 from .functional import *  # noqa: F403
 from .modules import *  # noqa: F403
 
 __version__ = VERSION
 
 __all__ = [
+    "ConversionReport",
     "GeometryError",
     "build_info",
+    "conversion_report",
+    "convert",
     "explain",
     "functional",
     "jit",
     "modules",
     "reference",
+    "revert",
     "workspace_limit",
     *functional.__all__,
     *modules.__all__,

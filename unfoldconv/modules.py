@@ -163,6 +163,8 @@ class Fold(nn.Fold):
         reduction: "sum", or "mean": each element is divided by how many patches cover it. Default: "sum".
     """
 
+    reduction: str = "sum"  # of the class too, for a torch.nn.Fold that was converted
+
     def __init__(
         self,
         output_size: IntOrTuple,
