@@ -360,8 +360,6 @@ LEFT: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: Final(2, 2, 1), "no subclass of its class can be made (no heirs)"),
     (lambda: uc.Conv2d(2, 2, 1), "it is unfoldconv's already"),
     (lambda: uc.convert(OwnInitialisation(2, 2, 1)), "it is unfoldconv's already"),
-    (lambda: nn.Unfold((3,)), "kernel_size (3,) has one number for both axes, which unfoldconv reads as one axis"),
-    (lambda: nn.Fold([4], 3), "output_size [4] has one number for both axes, which unfoldconv reads as one axis"),
     (lambda: nn.Conv2d(2, 2, 1, dtype=torch.complex32), "its weight has dtype torch.complex32"),
 ]
 

@@ -14,12 +14,14 @@ from ._workspace import workspace_limit
 from .convert import ConversionReport, conversion_report, convert, revert
 from .functional import *  # noqa: F403
 from .modules import *  # noqa: F403
+from .override import TorchOverride, override_torch
 
 __version__ = VERSION
 
 __all__ = [
     "ConversionReport",
     "GeometryError",
+    "TorchOverride",
     "build_info",
     "conversion_report",
     "convert",
@@ -27,6 +29,7 @@ __all__ = [
     "functional",
     "jit",
     "modules",
+    "override_torch",
     "reference",
     "revert",
     "workspace_limit",

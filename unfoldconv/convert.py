@@ -225,11 +225,6 @@ def _obstacle(module: nn.Module) -> str | None:
         return "it is unfoldconv's already"
     if reason := own_computation(module):
         return reason
-    if isinstance(module, nn.Unfold | nn.Fold):
-        for name in ("kernel_size", "output_size"):
-            value = getattr(module, name, 2)
-            if not isinstance(value, int) and len(value) != 2:
-                return f"{name} {value} has one number for both axes, which unfoldconv reads as one axis"
     for name, parameter in module.named_parameters():  # those below parametrizations too, none of which is computed
         if reason := foreign(parameter):
             return f"its {name} {reason}"
