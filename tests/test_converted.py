@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo.testing
+import torch._inductor.config
 from torch import Tensor, nn
 from torch.func import functional_call, grad, stack_module_state, vmap
 from torch.utils.checkpoint import checkpoint
@@ -17,8 +18,10 @@ from compare import assert_as_accurate
 
 @pytest.fixture(autouse=True)
 def fresh_dynamo() -> Iterator[None]:
+    """Inductor's cache of graphs does not see it when a fake kernel changes."""
     torch._dynamo.reset()
-    yield
+    with torch._inductor.config.patch(force_disable_caches=True):
+        yield
     torch._dynamo.reset()
 
 
@@ -81,11 +84,12 @@ def assert_same_layout_and_values(compiled: list[Tensor], eager: list[Tensor], w
 
 
 def test_inductor_on_a_whole_network() -> None:
-    ours = uc.convert(small_resnet(blocks=(1,)))
+    """Forward only: the C++ compiler takes long over each kernel. tests/test_compile.py has the backward pass."""
+    ours = uc.convert(small_resnet(blocks=(1,))).eval()
     compiled = torch.compile(ours, fullgraph=True)
     input = torch.randn(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)
-    results = [results_of(model, list(ours.parameters()), input) for model in (compiled, ours)]
-    assert_same_layout_and_values(*results, "resnet")
+    with torch.no_grad():
+        assert_same_layout_and_values([compiled(input)], [ours(input)], "resnet")
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
