@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
+from torch.testing._internal.two_tensor import TwoTensor
 
 import unfoldconv as uc
 from unfoldconv import functional
@@ -381,6 +382,10 @@ def test_foreign_weights_are_left() -> None:
     sparse.weight = nn.Parameter(sparse.weight.detach().to_sparse())
     report = uc.conversion_report(uc.convert(sparse))
     assert report.left[0].reason == "its weight has layout torch.sparse_coo"
+    wrapped = nn.Conv2d(2, 2, 1)
+    wrapped.weight = nn.Parameter(TwoTensor(wrapped.weight.detach(), wrapped.weight.detach()))  # as DTensor is one
+    report = uc.conversion_report(uc.convert(nn.utils.parametrizations.weight_norm(wrapped), inplace=True))
+    assert report.left[0].reason == "its parametrizations.weight.original0 is a TwoTensor"
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")
@@ -562,6 +567,30 @@ def test_modules_of_a_traced_graph(calls: list[str]) -> None:
     input = torch.randn(1, 1, 2, 2)
     torch.testing.assert_close(converted(input), graph(input))
     assert calls == ["conv2d"]
+
+
+def test_compiled_model(calls: list[str]) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU())
+    compiled = torch.compile(model, backend="eager")
+    converted = uc.convert(compiled)
+    input = torch.randn(1, 1, 4, 4)
+    torch.testing.assert_close(converted(input), model(input))
+    assert type(model[0]) is nn.Conv2d
+    assert [entry.names for entry in uc.conversion_report(converted).swapped] == [("_orig_mod.0",)]
+    torch._dynamo.reset()
+    with torch.compiler.set_stance("force_eager"):
+        converted(input)
+    assert calls[-1] == "conv2d"
+
+
+def test_deferred_initialisation() -> None:
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Conv2d(1, 2, 3), OwnInitialisation(2, 2, 1))
+    converted = uc.convert(model, inplace=True).to_empty(device="cpu")
+    for module in converted:
+        module.reset_parameters()
+    assert torch.equal(converted[1].weight, torch.ones(2, 2, 1, 1))
+    assert converted(torch.ones(1, 1, 4, 4)).isfinite().all()
 
 
 @pytest.mark.parametrize("change", [uc.convert, uc.revert])

@@ -148,6 +148,29 @@ def test_autocast(dtype: torch.dtype) -> None:
         assert_as_accurate(ours, theirs, truth, str(index))
 
 
+def test_grad_scaler() -> None:
+    """Two steps in float16: the first is too much for float16 and skipped, the second is taken."""
+    trained = []
+    for model in twins(small_net, torch.float32):
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**26, backoff_factor=2.0**-16)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        before, scales = model[0].weight.detach().clone(), []
+        torch.manual_seed(1)
+        input = torch.randn(SMALL_INPUT)
+        for _ in range(2):
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.float16):
+                loss = model(input).float().square().mean()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            scales.append(scaler.get_scale())
+        assert scales == [2.0**10, 2.0**10]
+        assert not torch.equal(model[0].weight, before)
+        trained.append(model.state_dict())
+    torch.testing.assert_close(*trained, rtol=1e-2, atol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_autocast_leaves_patches_and_float64(dtype: torch.dtype) -> None:
     unfold, fold, conv = uc.Unfold(3), uc.Fold((6, 5), 3), uc.Conv2d(2, 3, 3, dtype=torch.float64)
