@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc tests \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
-.PHONY: help setup test lint format wheel demo bench clean
+.PHONY: help setup test lint format wheel demo bench gpu-check clean
 
 help:
 	@echo 'setup   make $(VENV) with torch, the tools and this package in place'
@@ -19,6 +19,7 @@ help:
 	@echo 'wheel   build dist/*.whl'
 	@echo 'demo    train a small network on handwritten digits'
 	@echo 'bench   time the layers beside torch'
+	@echo 'gpu-check  build, test, check and time on a GPU, with the torch of PYTHON and no network'
 	@echo 'clean   remove what was built, except $(VENV)'
 
 setup: $(VENV)/.package
@@ -58,6 +59,10 @@ demo: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks layers
+
+# No setup: the machine may be offline, and its torch the one to test with.
+gpu-check:
+	$(PYTHON) tests/gpu/check.py
 
 clean:
 	rm -rf build dist *.egg-info unfoldconv/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -14,7 +14,7 @@ from .cases import FORMATS
 from .compare import compare
 from .engines import measure_engines
 from .harness import Limits, run_cases
-from .options import Defaults, add_options, select_cases, select_peers
+from .options import DEVICES, Defaults, add_options, select_cases, select_peers
 from .peers import TORCH
 from .problems import COLUMN_PASSES, CONVOLUTION_PASSES
 from .report import Report
@@ -26,11 +26,11 @@ WIDTH_WITHOUT_TERMINAL = 200
 
 @dataclass(frozen=True)
 class Measurement:
-    """A subcommand that measures: its passes, and what it does where the command line does not say."""
+    """A subcommand that measures: its passes, and what it does on a device where the command line does not say."""
 
     help: str
     passes: tuple[str, ...]
-    defaults: Defaults
+    defaults: dict[str, Defaults]
 
 
 # Of each kind of window one layer: short rows, strides, one tap, patches, dilation, many taps, a large result, and one
@@ -52,22 +52,31 @@ _WINDOWS = (
     "mamba_dw4",
 )
 
+_CUDA_DTYPES = ("bf16", "f16", "tf32", "f32", "f64")
+
 MEASUREMENTS = {
     "layers": Measurement(
         "convolution and its gradients, layer by layer",
         CONVOLUTION_PASSES,
-        # What the targets are about (targets.py), in about ten minutes on two cores.
-        Defaults(("f32", "bf16", "f64"), FORMATS, sampled=("f64",), peers=(TORCH.name,), seconds=480.0),
+        {
+            # What the targets are about (targets.py), in about ten minutes on two cores.
+            "cpu": Defaults(("f32", "bf16", "f64"), FORMATS, sampled=("f64",), peers=(TORCH.name,), seconds=480.0),
+            # cuDNN searches for its best algorithm anew in each case, so one layer of a family has to do.
+            "cuda": Defaults(_CUDA_DTYPES, FORMATS, sampled=_CUDA_DTYPES, peers=(TORCH.name,), seconds=150.0),
+        },
     ),
     "unfold": Measurement(
         "unfold and fold beside F.unfold and F.fold",
         COLUMN_PASSES,
-        Defaults(("f32", "bf16", "f64"), FORMATS, _WINDOWS, seconds=150.0),
+        {
+            "cpu": Defaults(("f32", "bf16", "f64"), FORMATS, _WINDOWS, seconds=150.0),
+            "cuda": Defaults(("f32", "bf16"), FORMATS, _WINDOWS, peers=(TORCH.name,), seconds=30.0),
+        },
     ),
     "engines": Measurement(
         "every engine of ours beside the one that is picked",
         CONVOLUTION_PASSES,
-        Defaults(("f32",), FORMATS, peers=(TORCH.name,), seconds=180.0),
+        dict.fromkeys(DEVICES, Defaults(("f32",), FORMATS, peers=(TORCH.name,), seconds=180.0)),
     ),
 }
 
@@ -82,7 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status: 1 if a case was wrong or failed, 130 after an interrupt, else 0.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = _parser()
+    # The device first: what the other options are where the command line does not say depends on it.
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--device", choices=DEVICES, default=DEVICES[0])
+    parser = _parser(first.parse_known_args(argv)[0].device)
     arguments = parser.parse_args(argv)
     console = Console()
     if not console.is_terminal:
@@ -99,11 +111,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(str(error))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(device: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measures unfoldconv beside torch.")
     commands = parser.add_subparsers(dest="command", required=True)
     for name, measurement in MEASUREMENTS.items():
-        add_options(commands.add_parser(name, help=measurement.help), measurement.passes, measurement.defaults)
+        add_options(commands.add_parser(name, help=measurement.help), measurement.passes, measurement.defaults[device])
     add_call_options(commands.add_parser("calls", help="what a call costs beside its arithmetic"))
     add_training_options(commands.add_parser("training", help="a training step of a converted network"))
     comparison = commands.add_parser("compare", help="two results files side by side")

@@ -14,6 +14,8 @@ from .cases import DTYPES, FORMATS, Case
 from .peers import PEERS, TORCH, Peer
 from .problems import LAYERS_FILE, load_problems
 
+DEVICES = ("cpu", "cuda")
+
 
 @dataclass(frozen=True)
 class Defaults:
@@ -45,7 +47,8 @@ def add_options(parser: argparse.ArgumentParser, passes: Sequence[str], defaults
             flag, dest=dest, type=parse, action=_ExtendAction, default=default, metavar="LIST", help=text
         )
 
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (default: cpu)")
+    text = f"where (default: {DEVICES[0]}); the defaults below are those of this device"
+    parser.add_argument("--device", choices=DEVICES, default=DEVICES[0], help=text)
     for flag, dest, valid, default, text in (
         ("--dtype", "dtypes", DTYPES, list(defaults.dtypes), "number formats"),
         ("--format", "formats", FORMATS, list(defaults.formats), "memory formats"),

@@ -99,7 +99,7 @@ class Report(Observer):
         for table in summary_tables(self._data["summary"]):
             self._console.print(table)
         self._data["overview"] = overview_json(self._data["cases"])
-        self._data["targets"] = target_json(self._data["cases"])
+        self._data["targets"] = target_json(self._data["cases"], self._data["settings"]["device"])
         self._console.print(overview_table(self._data["overview"]))
         for line in target_lines(self._data["targets"]):
             self._print(line)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from .cases import FORMATS
 from .problems import COLUMN_PASSES, CONVOLUTION_PASSES
 from .results import geometric_mean
 
@@ -32,29 +33,60 @@ class Target:
     covers: Callable[[Case], bool]
 
 
-def _convolutions(dtype: str) -> Callable[[Case], bool]:
-    return lambda case: case["dtype"] == dtype and case["pass"] in CONVOLUTION_PASSES
+Covers = Callable[[Case], bool]
 
 
-TARGETS = (
-    Target("f32", 1.3, 0.9, _convolutions("f32")),
-    Target("bf16", 1.3, 0.85, _convolutions("bf16")),
-    Target("f64", 3.0, 1.0, _convolutions("f64")),
-    Target(
-        "depthwise and grouped",
-        3.0,
-        1.0,
-        lambda case: case["family"].startswith(GROUPED_FAMILIES) and case["pass"] in CONVOLUTION_PASSES,
+def _convolutions(*families: str, dtypes: tuple[str, ...] = (), memory_format: str | None = None) -> Covers:
+    """The passes of convolutions; of families whose names begin so, of dtypes and of a format, where they are told."""
+    return lambda case: (
+        case["pass"] in CONVOLUTION_PASSES
+        and (not families or case["family"].startswith(families))
+        and (not dtypes or case["dtype"] in dtypes)
+        and memory_format in (None, case["format"])
+    )
+
+
+def _columns(case: Case) -> bool:
+    return case["pass"] in COLUMN_PASSES
+
+
+# On CUDA no case may be slower than this, whatever the mean of its kind.
+_LEAST_ON_CUDA = 0.35
+
+TARGETS = {
+    "cpu": (
+        Target("f32", 1.3, 0.9, _convolutions(dtypes=("f32",))),
+        Target("bf16", 1.3, 0.85, _convolutions(dtypes=("bf16",))),
+        Target("f64", 3.0, 1.0, _convolutions(dtypes=("f64",))),
+        Target("depthwise and grouped", 3.0, 1.0, _convolutions(*GROUPED_FAMILIES)),
+        Target("unfold and fold", 2.0, 1.0, _columns),
     ),
-    Target("unfold and fold", 2.0, 1.0, lambda case: case["pass"] in COLUMN_PASSES),
-)
-"""On a CPU, torch's own op beside ours; each over every layer and both memory formats."""
+    "cuda": tuple(
+        Target(name, mean, _LEAST_ON_CUDA, covers)
+        for name, mean, covers in (
+            ("depthwise, 3 to 7 taps a side", 1.3, _convolutions("depthwise_small", "depthwise_mid", "depthwise_1d")),
+            ("depthwise, 13 to 31 taps a side", 3.0, _convolutions("depthwise_large")),
+            ("few channels per group", 1.5, _convolutions("grouped_few_channels")),
+            ("contiguous", 1.0, _convolutions(memory_format=FORMATS[0])),
+            ("conv1d and conv3d", 1.0, _convolutions("conv1d", "dense3d", "video3d")),
+            ("f32", 1.0, _convolutions(dtypes=("f32",))),
+            ("f64", 1.0, _convolutions(dtypes=("f64",))),
+            (
+                "dense bf16 channels_last",
+                0.6,
+                _convolutions("dense2d", dtypes=("bf16",), memory_format="channels_last"),
+            ),
+            ("unfold and fold", 1.5, _columns),
+        )
+    ),
+}
+"""Per device, torch's own op beside ours; each over every layer and both memory formats where it does not say."""
 
 
-def target_json(cases: Iterable[Case]) -> list[dict[str, Any]]:
-    """The results file's ``targets``: per target its bounds, and what was found (see `_extent`)."""
-    measured = list(cases)
-    found = [_extent([case for case in measured if target.covers(case)], target.least) for target in TARGETS]
+def target_json(cases: Iterable[Case], device: str) -> list[dict[str, Any]]:
+    """The results file's ``targets``: per target of a device its bounds, and what was found (see `_extent`)."""
+    measured, targets = list(cases), TARGETS[device]
+    found = [_extent([case for case in measured if target.covers(case)], target.least) for target in targets]
     return [
         {
             "name": target.name,
@@ -63,7 +95,7 @@ def target_json(cases: Iterable[Case]) -> list[dict[str, Any]]:
             "reached": None if not extent["cases"] else _reached(target, extent),
             **extent,
         }
-        for target, extent in zip(TARGETS, found, strict=True)
+        for target, extent in zip(targets, found, strict=True)
     ]
 
 

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "cpu/huge_pages.h"
 #include "scalar.h"
 
 namespace unfoldconv {
@@ -47,7 +48,12 @@ inline Tensor empty_tensor(const Tensor& like, const Extents& extents, ScalarTyp
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(extents.sizes.size()),
                                                          extents.sizes.data(), extents.strides.data(), dtype_code,
                                                          device_type, like.get_device_index(), &handle));
-  return Tensor(handle);
+  Tensor result(handle);
+  int64_t bytes = element_size(dtype);
+  for (const int64_t size : extents.sizes) bytes *= size;
+  if (bytes >= cpu::kHugeBytes && device_type == aoti_torch_device_type_cpu())
+    cpu::ask_for_huge_pages(result.data_ptr(), bytes);
+  return result;
 }
 
 // Uninitialised memory, at least one byte, on the device of `like`.

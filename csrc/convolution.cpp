@@ -4,6 +4,7 @@
 #include "columns_engine.h"
 #include "cpu/correlation.h"
 #include "cpu/depthwise.h"
+#include "cpu/fill.h"
 #include "cpu/folded_input_grad.h"
 #include "cpu/turned_weight.h"
 #include "cpu/weight_sums.h"
@@ -97,6 +98,12 @@ void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor
                              geometry.dilation[axis], geometry.padding_low[axis], longest_run);
     combinations[axis] = static_cast<int64_t>(axes[axis].size());
   }
+  // Phases that no tap reaches interlace with the others, so what they get is written to all of the result at once.
+  const auto no_taps = [](const AxisPhase& phase) { return phase.taps == 0; };
+  const bool filled = !place.cuda && std::any_of(axes, axes + Rank, [&](const std::vector<AxisPhase>& phases) {
+    return std::any_of(phases.begin(), phases.end(), no_taps);
+  });
+  if (filled && Report::wanted() == nullptr) cpu::fill<Rank>(input, geometry.image, bias_data(bias));
   for (int64_t flat = 0; flat < Geometry<Rank>::product(combinations); ++flat) {
     int64_t chosen[Rank], runs[Rank];
     unravel<Rank>(flat, combinations, chosen);
@@ -117,6 +124,7 @@ void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor
       target = target.shifted(a.first * input.layout.axis_stride[axis]);
       target.layout.axis_stride[axis] *= geometry.stride[axis];
     }
+    if (filled && phase.tap_numel() == 0) continue;
     const int64_t variants = Geometry<Rank>::product(runs);
     Correlation<Rank> problem{output, phase, {}, {}, bias_data(bias), grad_output, turned ? turned->bytes : 0};
     for (int64_t variant = 0; variant < variants; ++variant) {

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
+#include <utility>
 
 #include "scalar.h"
 
@@ -13,6 +14,7 @@ constexpr Engine kEngines[] = {Engine::automatic, Engine::columns,   Engine::pos
                                Engine::channels,  Engine::depthwise, Engine::grouped};
 
 thread_local std::optional<Report> current;
+thread_local Engine tried = Engine::automatic;
 
 void force_engine(std::string name) {
   std::string known;
@@ -44,6 +46,17 @@ std::atomic<Engine>& forced_engine() {
   static std::atomic<Engine> engine{Engine::automatic};
   return engine;
 }
+
+Trial::Trial(Engine engine) : former_(std::exchange(tried, engine)) {}
+
+Trial::~Trial() { tried = former_; }
+
+bool may_use(Engine engine) {
+  const Engine forced = forced_engine(), chosen = forced == Engine::automatic ? tried : forced;
+  return chosen == Engine::automatic || chosen == engine;
+}
+
+std::vector<Engine> all_engines() { return {std::begin(kEngines), std::end(kEngines)}; }
 
 Report* Report::wanted() { return current ? &*current : nullptr; }
 

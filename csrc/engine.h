@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace unfoldconv {
 
@@ -14,11 +15,23 @@ const char* name_of(Engine engine);
 // The engine that every call uses if it can, else `automatic`. For the whole process.
 std::atomic<Engine>& forced_engine();
 
+// The engine that the calls of this thread use while it lives, unless one is forced.
+class Trial {
+ public:
+  explicit Trial(Engine engine);
+  ~Trial();
+  Trial(const Trial&) = delete;
+  Trial& operator=(const Trial&) = delete;
+
+ private:
+  Engine former_;
+};
+
 // Whether the choice is free or fell on this one.
-inline bool may_use(Engine engine) {
-  const Engine forced = forced_engine();
-  return forced == Engine::automatic || forced == engine;
-}
+bool may_use(Engine engine);
+
+// `automatic` among them.
+std::vector<Engine> all_engines();
 
 // Collects what the ops of one thread would do, instead of doing it.
 class Report {

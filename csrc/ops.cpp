@@ -8,10 +8,11 @@
 #include <optional>
 
 #include "allocation.h"
+#include "autotune.h"
 #include "checks.h"
 #include "columns.h"
 #include "convolution.h"
-#include "cpu/huge_pages.h"
+#include "engine.h"
 #include "place.h"
 #include "planes.h"
 #include "workspace.h"
@@ -74,6 +75,15 @@ Sizes with_axes(int64_t batch, int64_t channels, const int64_t (&axes)[Rank]) {
   return sizes;
 }
 
+// Tells a report, if one is wanted, of an op that moves every element of both tensors once; then it is not to run.
+bool report_patches(const char* name, double flops, const Tensor& from, const Tensor& to) {
+  Report* const report = Report::wanted();
+  if (report == nullptr) return false;
+  const double elements = static_cast<double>(from.numel()) + static_cast<double>(to.numel());
+  report->op(name, flops, elements * element_size(from.scalar_type()));
+  return true;
+}
+
 Tensor im2col_op(const Tensor& input, const Sizes& kernel_size, const Sizes& stride, const Sizes& padding_low,
                  const Sizes& padding_high, const Sizes& dilation) {
   const Window window{kernel_size, stride, padding_low, padding_high, dilation};
@@ -87,10 +97,8 @@ Tensor im2col_op(const Tensor& input, const Sizes& kernel_size, const Sizes& str
     check_bytes("columns", input, {batch, channels, taps, positions});
     const auto device = guard(input);
     Tensor columns = empty_tensor(input, contiguous_extents({batch, channels * taps, positions}), input.scalar_type());
-    if (!input.is_cuda())
-      cpu::ask_for_huge_pages(columns.data_ptr(), columns.numel() * element_size(columns.scalar_type()));
     const Planes<Rank> planes = planes_of<Rank>(input, 1);
-    if (columns.numel() > 0)
+    if (!report_patches("im2col", 0, input, columns) && columns.numel() > 0)
       im2col<Rank>(place_of(input), planes.data, planes.dtype, planes.layout, geometry, {0, positions},
                    columns.data_ptr(), planes.dtype);
     return columns;
@@ -124,7 +132,8 @@ Tensor col2im_op(const Tensor& columns, const Sizes& input_size, const Sizes& ke
     const auto device = guard(columns);
     Tensor image = empty_tensor(columns, contiguous_extents(sizes), columns.scalar_type());
     const int64_t strides[] = {columns.stride(0), columns.stride(1), columns.stride(2)};
-    if (image.numel() > 0)
+    const double additions = columns.numel();
+    if (!report_patches("col2im", additions, columns, image) && image.numel() > 0)
       col2im<Rank>(place_of(columns), columns.data_ptr(), columns.scalar_type(), batch, channels, strides, geometry,
                    image.data_ptr());
     return image;
@@ -141,6 +150,17 @@ void check_operands(const char* name, const Tensor& first, const char* second_na
   check_same_kind("Input", first, second_name, second);
   check(can_convolve(first.scalar_type()), "convolution must be of a floating, complex or integer dtype up to 64 bits",
         ", but got ", name_of(first));
+}
+
+// Calls compute(), which fills the result of a convolution, by the engine that suits it. `numbers` tells the op and
+// what else of the call is neither in the operands nor in the window.
+template <class F>
+void run_op(std::initializer_list<const Tensor*> operands, std::vector<int64_t> numbers, const Window& window,
+            F&& compute) {
+  if (!tuning()) return compute();
+  for (const Sizes* sizes : {&window.stride, &window.padding_low, &window.padding_high, &window.dilation})
+    numbers.insert(numbers.end(), sizes->begin(), sizes->end());
+  run_tuned(place_of(**operands.begin()), {operands, std::move(numbers)}, compute);
 }
 
 // The kernel_size that a weight [out, in, *kernel] carries.
@@ -171,7 +191,9 @@ Tensor conv_op(const Tensor& input, const Tensor& weight, const std::optional<Te
     check_bytes("output", input, sizes);
     const auto device = guard(input);
     Tensor output = empty_result(sizes, input, weight);
-    conv<Rank>(place_of(input), input, weight, contiguous(bias), geometry, groups, output);
+    run_op({&input, &weight}, {0, groups, bias.has_value()}, window, [&, bias = contiguous(bias)] {
+      conv<Rank>(place_of(input), input, weight, bias, geometry, groups, output);
+    });
     return output;
   });
 }
@@ -205,7 +227,9 @@ Tensor conv_input_grad_op(const Tensor& grad_output, const Tensor& weight, const
     const auto device = guard(grad_output);
     Tensor grad_input = empty_result(sizes, grad_output, weight);
     if (grad_input.numel() > 0)
-      conv_input_grad<Rank>(place_of(grad_output), grad_output, weight, contiguous(bias), geometry, groups, grad_input);
+      run_op({&grad_output, &weight, &grad_input}, {1, groups, bias.has_value()}, window, [&, bias = contiguous(bias)] {
+        conv_input_grad<Rank>(place_of(grad_output), grad_output, weight, bias, geometry, groups, grad_input);
+      });
     return grad_input;
   });
 }
@@ -231,7 +255,8 @@ Tensor conv_weight_grad_op(const Tensor& grad_output, const Tensor& input, const
     if (input.size(0) == 0) return torch::stable::new_zeros(input, sizes);
     Tensor grad_weight = empty_tensor(input, contiguous_extents(sizes), input.scalar_type());
     if (grad_weight.numel() > 0)
-      conv_weight_grad<Rank>(place_of(input), grad_output, input, geometry, groups, grad_weight);
+      run_op({&grad_output, &input, &grad_weight}, {2, groups}, window,
+             [&] { conv_weight_grad<Rank>(place_of(input), grad_output, input, geometry, groups, grad_weight); });
     return grad_weight;
   });
 }

@@ -54,7 +54,9 @@ def assert_within_rounding(actual: Tensor, expected: Tensor, magnitude: Tensor, 
 
 def bits(tensor: Tensor) -> Tensor:
     """The bytes of a tensor in row-major order; tells 0 from -0 and compares NaN."""
-    return tensor.resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8)
+    # Not `contiguous`, which leaves a single element its stride.
+    plain = tensor.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format)
+    return plain.flatten().view(torch.uint8)
 
 
 def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "") -> None:

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+from instruction_sets import AVAILABLE, USED, set_isa
+
 # Files that take longest, begun first: each runs in one process, and the others fill up the rest.
 LONGEST = ("test_sanitizers.py", "test_amx.py", "test_engines.py", "test_cuda_kernels.py")
 
@@ -43,3 +45,18 @@ def threads() -> Iterator[Callable[[int], None]]:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device that there is."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def isas() -> Iterator[tuple[str, ...]]:
+    """The instruction sets that the processor has; the one in use is put back."""
+    yield AVAILABLE
+    set_isa(USED)
+
+
+# Those that differ in more than their products of 16-bit numbers.
+@pytest.fixture(params=[name for name in AVAILABLE if name in ("generic", "avx2", "avx512")])
+def isa(request: pytest.FixtureRequest, isas: tuple[str, ...]) -> str:
+    """Every one of these instruction sets, which the library then uses."""
+    set_isa(request.param)
+    return str(request.param)

@@ -41,6 +41,7 @@ _PLANES: dict[str, dict[str, Any]] = {
     # Positions of several images in one panel, and of one image alone.
     "positions_of_5_images": {"batch": 5, "in_channels": 16, "out_channels": 18, "input_size": (7, 7), **_SQUARE},
     "one_position_of_37_images": {"batch": 37, "in_channels": 10, "input_size": (3, 2), "kernel_size": (3, 2)},
+    "few_positions_of_130_channels": {"in_channels": 130, "out_channels": 100, "input_size": (2, 3), **_BIASED},
     "one_pixel_of_5_images": {"batch": 5, "in_channels": 9, "input_size": (1, 1), **_SQUARE, "bias": True},
     # Rows of positions longer than a panel, with neighbours and with gaps.
     "wide": {"input_size": (3, 150), **_SQUARE, "bias": True},
@@ -51,6 +52,12 @@ _PLANES: dict[str, dict[str, Any]] = {
     | {"padding": ((5, 5), (5, 5)), "bias": True},
     "missing_taps_of_300_channels": {"in_channels": 7, "out_channels": 300, "input_size": (9, 16), **_SQUARE}
     | {"dilation": (4, 1), "padding": ((4, 4), (1, 1))},
+    # Planes with borders, read where they lie: bands, chunks of channels, kernel planes beyond the image.
+    "planes": {"in_channels": 40, "out_channels": 7, "input_size": (21, 33), **_SQUARE, "bias": True},
+    "planes_of_the_gradient": {"in_channels": 6, "out_channels": 70, "input_size": (19, 30), **_SQUARE},
+    "planes_dilated": {"in_channels": 34, "out_channels": 8, "input_size": (20, 50), **_SQUARE, "dilation": (2, 3)}
+    | {"padding": ((2, 1), (0, 4))},
+    "planes_of_groups": _grouped(2, 32, 5, input_size=(17, 40), **_SQUARE),
     # Taps farther from each other than a row is long; rows of an odd number of positions, of many channels and rows.
     "far_taps": {"in_channels": 17, "input_size": (4, 100), **_SQUARE, "dilation": (1, 40)},
     "odd_rows": {"in_channels": 34, "out_channels": 20, "batch": 3, "input_size": (9, 11), **_SQUARE, "bias": True},
@@ -98,6 +105,10 @@ _PLANES: dict[str, dict[str, Any]] = {
     "stride_3_kernel_2": {"input_size": (10, 8), "kernel_size": (2, 2), "stride": (3, 3), "padding": _PAD_1},
     "dilation_2_stride_2": {"in_channels": 9, "input_size": (10, 9), **_SQUARE, "dilation": (2, 2), "stride": (2, 2)},
     "dilation_3_stride_2": {"in_channels": 8, "input_size": (11, 9), **_SQUARE, "dilation": (3, 2), "stride": (2, 3)},
+    # Phases of the stride that no tap reaches.
+    "stride_2_kernel_1": {"in_channels": 34, "out_channels": 12, "input_size": (7, 8), "kernel_size": (1, 1)}
+    | {"stride": (2, 2), "bias": True},
+    "stride_3_of_groups": _grouped(2, 17, 6, input_size=(8, 9), kernel_size=(2, 1), stride=(3, 2), bias=True),
     # Padding beyond the image; taps that read it nowhere; a high end that is cropped.
     "padding_beyond_the_image": {"in_channels": 9, "input_size": (3, 2), **_SQUARE, "padding": ((5, 4), (3, 6))},
     "taps_that_miss": {"in_channels": 8, "input_size": (2, 3), "kernel_size": (7, 5), "padding": ((5, 4), (4, 4))},
@@ -155,6 +166,7 @@ _VOLUMES: dict[str, dict[str, Any]] = {
     "wide": {"batch": 1, "in_channels": 4, "input_size": (2, 3, 80), **_SQUARE},
     "odd_rows": {"in_channels": 18, "out_channels": 20, "input_size": (3, 4, 9), **_SQUARE},
     "folded": {"in_channels": 2, "out_channels": 9, "input_size": (5, 4, 60), **_SQUARE, "stride": (2, 1, 2)},
+    "planes": {"in_channels": 40, "out_channels": 32, "input_size": (4, 12, 20), **_SQUARE, "stride": (2, 1, 1)},
     "strips": {"in_channels": 2, "out_channels": 9, "input_size": (3, 4, 26), **_SQUARE, "stride": (1, 2, 2)},
     "depthwise": _depthwise(9, input_size=(3, 4, 5), bias=True),
     "groups_4": _grouped(3, 4, 4, **_SQUARE, input_size=(3, 4, 5), stride=(1, 2, 1)),
@@ -178,6 +190,10 @@ SHARED_CASES = [
     make_case("long_sums", 2, batch=7, in_channels=260, out_channels=9, input_size=(5, 4), **_BIASED),
     make_case("many_channels", 2, batch=7, in_channels=1100, out_channels=12, input_size=(3, 3), kernel_size=(1, 1),
               bias=True),
+    # The number of images decides between two engines.
+    make_case("few_positions", 2, batch=7, in_channels=200, out_channels=70, input_size=(2, 2), **_BIASED),
+    make_case("few_positions_of_many_channels", 2, batch=7, in_channels=1300, out_channels=40, input_size=(1, 2),
+              kernel_size=(1, 2), padding=((0, 0), (1, 0)), bias=True),
     make_case("few_channels", 2, batch=7, in_channels=3, out_channels=18, input_size=(21, 23), stride=(2, 2),
               **_BIASED),
     make_case("few_channels_in_long_rows", 2, batch=7, in_channels=3, out_channels=18, input_size=(9, 53),

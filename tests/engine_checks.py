@@ -11,12 +11,9 @@ import unfoldconv as uc
 from cases import Case, channels_last
 from compare import assert_same_bits, assert_within_rounding, wide
 from computations import COMPUTATIONS, expected_of, operands
+from instruction_sets import set_isa
 
 ARRANGEMENTS: tuple[Callable[[Tensor], Tensor], ...] = (Tensor.contiguous, channels_last)
-
-
-def set_isa(name: str) -> None:
-    torch.ops.unfoldconv.set_isa(name)
 
 
 def op(name: str) -> Callable[..., Tensor]:

@@ -138,10 +138,22 @@ def test_targets_say_how_much_is_missing(ratios: list[float | None], line: str) 
         | {"status": "ok" if ratio else "wrong", "peers": {"torch": {"ratio": {"median": ratio}}}}
         for name, ratio in zip("ab", ratios, strict=True)
     ]
-    found, *others = targets.target_lines(targets.target_json(cases))
+    found, *others = targets.target_lines(targets.target_json(cases, "cpu"))
     assert line in found
     assert all("not measured" in other for other in others)
-    assert targets.target_json(cases)[0]["reached"] == ("reached" in line)
+    assert targets.target_json(cases, "cpu")[0]["reached"] == ("reached" in line)
+
+
+def test_targets_on_cuda() -> None:
+    """A case may count for several, and no other."""
+    case = {"name": "a", "family": "depthwise_mid", "dtype": "f32", "format": "contiguous", "pass": "forward"}
+    case |= {"status": "ok", "peers": {"torch": {"ratio": {"median": 1.2}}}}
+    found = {target["name"]: target["reached"] for target in targets.target_json([case], "cuda")}
+    assert {name: reached for name, reached in found.items() if reached is not None} == {
+        "depthwise, 3 to 7 taps a side": False,
+        "contiguous": True,
+        "f32": True,
+    }
 
 
 @pytest.mark.usefixtures("quick")

@@ -55,13 +55,13 @@ def test_every_memory_format(case: Case, name: str, device: torch.device) -> Non
         itertools.product(["contiguous"], MEMORY_FORMATS)
     )
     formats |= set(zip(MEMORY_FORMATS, MEMORY_FORMATS, strict=True))
-    for first_name, second_name in sorted(formats):
-        for dtype in (torch.float32, torch.bfloat16):
-            first, second, bias = operands(name, case, dtype, device)
-            first, second = MEMORY_FORMATS[first_name](first), MEMORY_FORMATS[second_name](second)
-            if bias is not None:
-                bias = MEMORY_FORMATS["sliced"](bias)
-            assert_computes(name, case, [first, second, bias], f"{dtype}, {first_name} and {second_name}")
+    for dtype in (torch.float32, torch.bfloat16):
+        first, second, bias = operands(name, case, dtype, device)
+        if bias is not None:
+            bias = MEMORY_FORMATS["sliced"](bias)
+        for first_name, second_name in sorted(formats):
+            arranged = [MEMORY_FORMATS[first_name](first), MEMORY_FORMATS[second_name](second), bias]
+            assert_computes(name, case, arranged, f"{dtype}, {first_name} and {second_name}")
 
 
 @each_computation

@@ -1,73 +1,26 @@
 """The engine for one channel per group on a CPU: every instruction set, dtype, memory format and kind of window."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 
-import unfoldconv as uc
-from cases import MEMORY_FORMATS, Case, random_tensor
-from compare import assert_same_bits, assert_within_rounding
-from unfoldconv import reference
+from cases import Case
+from compare import assert_same_bits
+from grouped_passes import (
+    DTYPES,
+    FORMATS,
+    check,
+    check_small_workspace,
+    expected_results,
+    grouped_case,
+    operands,
+    results,
+)
 
-ops = torch.ops.unfoldconv
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-FORMATS = ["contiguous", "channels_last"]
-
-
-def _available() -> list[str]:
-    names = []
-    for name in ("generic", "avx2", "avx512"):
-        try:
-            ops.set_isa(name)
-        except RuntimeError:
-            break
-        names.append(name)
-    ops.set_isa(names[-1])
-    return names
-
-
-ISAS = _available()
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set that the processor has."""
-    ops.set_isa(request.param)
-    yield request.param
-    ops.set_isa(ISAS[-1])
-
-
-def _case(
-    name: str,
-    size: tuple[int, ...],
-    kernel: int | tuple[int, ...],
-    stride: int | tuple[int, ...] = 1,
-    padding: tuple[int, int] | tuple[tuple[int, int], ...] = (0, 0),
-    dilation: int | tuple[int, ...] = 1,
-    batch: int = 2,
-    channels: int = 19,
-) -> Case:
-    rank = len(size)
-
-    def each(value: int | tuple[int, ...]) -> tuple[int, ...]:
-        return (value,) * rank if isinstance(value, int) else value
-
-    return Case(
-        name=f"{name}-{rank}d",
-        batch=batch,
-        in_channels=channels,
-        out_channels=channels,
-        input_size=size,
-        kernel_size=each(kernel),
-        stride=each(stride),
-        padding=padding if isinstance(padding[0], tuple) else (padding,) * rank,  # type: ignore[arg-type]
-        dilation=each(dilation),
-        groups=channels,
-        bias=True,
-    )
+_case = partial(grouped_case, groups=19)
 
 
 # Sizes beside a vector's length, and windows of every kind. 19 channels are one vector and a part of it, or several.
@@ -85,100 +38,64 @@ CASES = [
     _case("three_strided", (11, 16), 3, stride=2, padding=(1, 1)),
     _case("five", (13, 12), 5, stride=(1, 2), padding=((2, 1), (0, 3)), dilation=(2, 1)),
     _case("seven", (7, 7), 7, padding=(3, 3)),
-    _case("beyond_the_image", (7, 7), 13, padding=(6, 6), channels=33),
+    _case("beyond_the_image", (7, 7), 13, padding=(6, 6), groups=33),
     _case("far_beyond_the_image", (5, 4), 13, padding=((8, 9), (11, 7))),
     _case("most_of_the_image", (14, 13), (11, 17), padding=((5, 5), (8, 8))),
-    _case("very_large", (20, 33), 31, padding=(15, 15), batch=1, channels=5),
+    _case("very_large", (20, 33), 31, padding=(15, 15), batch=1, groups=5),
     _case("negative", (12, 11), (3, 5), padding=((2, -1), (3, -4)), stride=(1, 2)),
     _case("only_padding", (3, 2), 3, stride=2, padding=((9, 9), (6, 6)), dilation=(4, 5)),
     _case("wide_stride", (16, 19), (2, 3), stride=(4, 5), padding=((1, 0), (2, 2))),
     _case("stride_and_dilation", (15, 17), 4, stride=(4, 6), dilation=(2, 4), padding=((3, 3), (5, 2))),
     _case("one_column", (9, 1), (3, 3), padding=(1, 1)),
     _case("one_position", (5, 3), (5, 3)),
-    _case("one_channel", (9, 20), 3, padding=(1, 1), channels=1),
+    _case("one_channel", (9, 20), 3, padding=(1, 1), groups=1),
     _case("three", (4, 5, 6), 3, padding=(1, 1)),
     _case("mixed", (5, 7, 9), (2, 3, 5), stride=(2, 1, 3), padding=((1, 0), (0, 2), (3, 1)), dilation=(1, 2, 1)),
-    _case("strided", (6, 7, 8), 3, stride=2, padding=(1, 1), channels=6),
+    _case("strided", (6, 7, 8), 3, stride=2, padding=(1, 1), groups=6),
     # Small kernels, which read channels_last tensors where they lie, 7 or 8 positions at a time.
     _case("three_wide", (5, 40), 3, padding=(1, 1)),
-    _case("three_wide_to_one_side", (4, 37), 3, padding=((0, 2), (2, 0)), dilation=(2, 1), channels=32),
-    _case("three_strided_wide", (6, 50), 3, stride=2, padding=((1, 0), (0, 1)), channels=16),
+    _case("three_wide_to_one_side", (4, 37), 3, padding=((0, 2), (2, 0)), dilation=(2, 1), groups=32),
+    _case("three_strided_wide", (6, 50), 3, stride=2, padding=((1, 0), (0, 1)), groups=16),
     _case("three_strided_in_columns", (5, 31), (2, 3), stride=(1, 2), padding=(1, 1)),
-    _case("five_wide", (7, 30), 5, padding=(2, 2), channels=33),
-    _case("seven_wide", (9, 32), 7, padding=(3, 3), channels=20),
-    _case("seven_in_groups", (5, 14), 7, padding=(3, 3), channels=100),
+    _case("five_wide", (7, 30), 5, padding=(2, 2), groups=33),
+    _case("seven_wide", (9, 32), 7, padding=(3, 3), groups=20),
+    _case("seven_in_groups", (5, 14), 7, padding=(3, 3), groups=100),
     _case("three_in_bands", (24, 200), 3, padding=(1, 1), batch=1),
     _case("narrower_than_the_kernel", (6, 2), 7, padding=(4, 4)),
     _case("cropped_columns", (6, 26), 5, padding=((1, 1), (2, -5))),
     _case("seven", (35,), 7, padding=((3, 3),)),
-    _case("five_wide", (3, 4, 21), 5, padding=(2, 2), channels=8),
+    _case("five_wide", (3, 4, 21), 5, padding=(2, 2), groups=8),
     _case("empty_batch", (9, 8), 3, padding=(1, 1), batch=0),
 ]
-
-
-def _operands(case: Case, dtype: torch.dtype, memory_format: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Input, weight, gradient of the output, bias."""
-    form = MEMORY_FORMATS[memory_format]
-    x, y = (form(random_tensor(shape, dtype)) for shape in (case.input_shape, case.output_shape))
-    return x, random_tensor(case.weight_shape, dtype), y, random_tensor((case.out_channels,), dtype)
-
-
-def _calls(case: Case, x: Tensor, w: Tensor, y: Tensor, b: Tensor) -> dict[str, Tensor]:
-    return {
-        "conv": ops.conv(x, w, b, *case.op_window, case.groups),
-        "input_grad": ops.conv_input_grad(y, w, b, list(case.input_size), *case.op_window, case.groups),
-        "weight_grad": ops.conv_weight_grad(y, x, list(case.kernel_size), *case.op_window, case.groups),
-    }
-
-
-def _reference(case: Case, x: Tensor, w: Tensor, y: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """All three in double precision, by autograd of the reference."""
-    x, w, y, b = (tensor.double() for tensor in (x, w, y, b))
-    x.requires_grad_()
-    w.requires_grad_()
-    output = reference.conv_naive(x, w, None, groups=case.groups, **case.window)
-    grad_x, grad_w = torch.autograd.grad(output, (x, w), y)
-    shift = b.view(-1, *[1] * case.rank)
-    return {"conv": output.detach() + shift, "input_grad": grad_x + shift, "weight_grad": grad_w}
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_against_the_reference(case: Case, dtype: torch.dtype, memory_format: str, isa: str) -> None:
+def test_against_theexpected_results(case: Case, dtype: torch.dtype, memory_format: str, isa: str) -> None:
     """Forward with bias and both gradients."""
-    operands = _operands(case, dtype, memory_format)
-    actual = _calls(case, *operands)
-    expected = _reference(case, *operands)
-    magnitude = _reference(case, *(tensor.abs() for tensor in operands))
-    for name, result in actual.items():
-        assert_within_rounding(result, expected[name], magnitude[name], name)
+    check(case, dtype, memory_format)
+
+
+SMALL_CASES = (
+    _case("rows", (40, 41), 5, padding=((2, 1), (3, 2)), batch=1),
+    _case("strided", (41, 40), 3, stride=(2, 3), padding=(1, 1), batch=1),
+    _case("line", (3000,), 4, padding=((3, 0),), batch=1),
+    _case("volume", (6, 9, 13), 3, padding=(1, 1), batch=1),
+)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("limit", [2**14, 2**16])
 def test_small_boxes(limit: int, memory_format: str, isa: str) -> None:
-    """A workspace that holds a small part of the image at a time."""
-    for case in (
-        _case("rows", (40, 41), 5, padding=((2, 1), (3, 2)), batch=1),
-        _case("strided", (41, 40), 3, stride=(2, 3), padding=(1, 1), batch=1),
-        _case("line", (3000,), 4, padding=((3, 0),), batch=1),
-        _case("volume", (6, 9, 13), 3, padding=(1, 1), batch=1),
-    ):
-        operands = _operands(case, torch.float32, memory_format)
-        with uc.workspace_limit(limit):
-            actual = _calls(case, *operands)
-        expected = _reference(case, *operands)
-        magnitude = _reference(case, *(tensor.abs() for tensor in operands))
-        for name, result in actual.items():
-            assert_within_rounding(result, expected[name], magnitude[name], f"{case.name} {name}")
+    check_small_workspace(SMALL_CASES, limit, memory_format)
 
 
 BITS_CASES = [
-    _case("three", (30, 28), 3, padding=(1, 1), batch=5, channels=40),
-    _case("strided", (31, 28), 3, stride=2, padding=(1, 1), batch=5, channels=40),
-    _case("large", (14, 14), 13, padding=(6, 6), batch=5, channels=40),
-    _case("line", (900,), 4, padding=((3, 0),), batch=5, channels=40),
+    _case("three", (30, 28), 3, padding=(1, 1), batch=5, groups=40),
+    _case("strided", (31, 28), 3, stride=2, padding=(1, 1), batch=5, groups=40),
+    _case("large", (14, 14), 13, padding=(6, 6), batch=5, groups=40),
+    _case("line", (900,), 4, padding=((3, 0),), batch=5, groups=40),
 ]
 
 
@@ -187,14 +104,14 @@ BITS_CASES = [
 @pytest.mark.parametrize("case", BITS_CASES, ids=lambda case: case.name)
 def test_bits(case: Case, dtype: torch.dtype, memory_format: str, isa: str, threads: Callable[[int], None]) -> None:
     """No result depends on threads; forward and input gradient do not depend on the rest of the batch."""
-    x, w, y, b = _operands(case, dtype, memory_format)
-    expected = _calls(case, x, w, y, b)
+    x, w, y, b = operands(case, dtype, memory_format)
+    expected = results(case, x, w, y, b)
     for count in (2, 3):
         threads(count)
-        for name, result in _calls(case, x, w, y, b).items():
+        for name, result in results(case, x, w, y, b).items():
             assert_same_bits(result, expected[name], f"{name}, {count} threads")
     for first, last in itertools.combinations(range(case.batch + 1), 2):
-        part = _calls(case, x[first:last], w, y[first:last], b)
+        part = results(case, x[first:last], w, y[first:last], b)
         for name in ("conv", "input_grad"):
             assert_same_bits(part[name], expected[name][first:last], f"{name} of images {first} to {last}")
 
@@ -202,9 +119,9 @@ def test_bits(case: Case, dtype: torch.dtype, memory_format: str, isa: str, thre
 def test_padding_is_not_multiplied(isa: str) -> None:
     """An infinite element reaches only the positions whose window holds it, however large the kernel is."""
     for case in (_case("wide", (4, 40), 3, padding=(1, 1)), _case("large", (7, 7), 13, padding=(6, 6))):
-        x, w, y, b = (tensor.abs() + 1 for tensor in _operands(case, torch.float32, "contiguous"))
+        x, w, y, b = (tensor.abs() + 1 for tensor in operands(case, torch.float32, "contiguous"))
         x[0, 0, 2, 3] = y[0, 0, 1, 2] = torch.inf
-        actual, expected = _calls(case, x, w, y, b), _reference(case, x, w, y, b)
+        actual, expected = results(case, x, w, y, b), expected_results(case, x, w, y, b)
         for name in ("conv", "input_grad"):
             assert torch.equal(actual[name].isinf(), expected[name].isinf()), name
 
@@ -214,7 +131,7 @@ def test_padding_is_not_multiplied(isa: str) -> None:
 def test_positions_that_do_not_exist(kernel: int, memory_format: str, isa: str) -> None:
     """What no window holds reaches no result, though a vector of positions ends beyond the last one."""
     case = _case("cropped", (9, 26), kernel, padding=((0, 0), (0, -9)))
-    x, w, y, b = _operands(case, torch.float32, memory_format)
+    x, w, y, b = operands(case, torch.float32, memory_format)
     x[..., 17:] = torch.inf
     for name in ("conv", "weight_grad"):
-        assert _calls(case, x, w, y, b)[name].isfinite().all(), name
+        assert results(case, x, w, y, b)[name].isfinite().all(), name

@@ -4,7 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -23,28 +23,12 @@ from engine_checks import (
     check_threads,
     check_values,
     op,
-    set_isa,
 )
+from instruction_sets import ISAS, set_isa
 
-ISAS = ("generic", "avx2", "avx512", "avx512_bf16", "amx")
+pytestmark = pytest.mark.usefixtures("isas")
 
 each_computation = pytest.mark.parametrize("name", COMPUTATIONS)
-
-
-@pytest.fixture(autouse=True)
-def isas() -> Iterator[list[str]]:
-    """The instruction sets that the processor has; the one in use is put back."""
-    used = uc.build_info()["isa"]
-    supported = []
-    for name in ISAS:
-        try:
-            set_isa(name)
-        except RuntimeError:
-            break  # nor those after it
-        supported.append(name)
-    set_isa(used)
-    yield supported
-    set_isa(used)
 
 
 # --- against the reference --------------------------------------------------------------------------------------------
@@ -52,7 +36,7 @@ def isas() -> Iterator[list[str]]:
 
 @each_computation
 @pytest.mark.parametrize("case", ENGINE_CASES, ids=lambda case: case.name)
-def test_every_instruction_set(case: Case, name: str, isas: list[str]) -> None:
+def test_every_instruction_set(case: Case, name: str, isas: tuple[str, ...]) -> None:
     for dtype in FLOATS:
         check_values(case, name, dtype, isas)
 
@@ -86,7 +70,7 @@ each_shared_case = pytest.mark.parametrize("case", SHARED_CASES, ids=lambda case
 @each_computation
 @each_shared_case
 def test_results_do_not_depend_on_the_threads(
-    case: Case, name: str, threads: Callable[[int], None], isas: list[str]
+    case: Case, name: str, threads: Callable[[int], None], isas: tuple[str, ...]
 ) -> None:
     for dtype, isa in itertools.product(FLOATS, (isas[0], isas[-1])):
         check_threads(case, name, dtype, isa, threads)
@@ -94,7 +78,7 @@ def test_results_do_not_depend_on_the_threads(
 
 @pytest.mark.parametrize("name", ["conv", "conv_transpose"])
 @each_shared_case
-def test_an_image_does_not_depend_on_its_batch(case: Case, name: str, isas: list[str]) -> None:
+def test_an_image_does_not_depend_on_its_batch(case: Case, name: str, isas: tuple[str, ...]) -> None:
     for dtype, isa in itertools.product(FLOATS, isas):
         check_batch(case, name, dtype, isa)
 
@@ -105,7 +89,7 @@ def test_an_image_does_not_depend_on_its_batch(case: Case, name: str, isas: list
 @each_computation
 @each_shared_case
 @pytest.mark.parametrize("operand", [0, 1], ids=["first", "second"])
-def test_infinities_and_nan(case: Case, name: str, operand: int, isas: list[str]) -> None:
+def test_infinities_and_nan(case: Case, name: str, operand: int, isas: tuple[str, ...]) -> None:
     for dtype in FLOATS:
         check_infinities_and_nan(case, name, operand, dtype, (isas[0], isas[-1]))
 
@@ -162,7 +146,7 @@ def test_an_unknown_instruction_set_is_refused(name: str) -> None:
     assert uc.build_info()["isa"] == used
 
 
-def test_an_instruction_set_that_the_processor_lacks_is_refused(isas: list[str]) -> None:
+def test_an_instruction_set_that_the_processor_lacks_is_refused(isas: tuple[str, ...]) -> None:
     for name in ISAS[len(isas) :]:
         with pytest.raises(
             RuntimeError, match=f"must be an instruction set that the processor has .{isas[-1]} or lower"
@@ -176,14 +160,14 @@ def run_with(isa: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 
 
-def test_the_environment_chooses_the_instruction_set(isas: list[str]) -> None:
+def test_the_environment_chooses_the_instruction_set(isas: tuple[str, ...]) -> None:
     """An empty variable is none."""
     for given, expected in ((isas[0], isas[0]), ("", isas[-1])):
         done = run_with(given)
         assert (done.returncode, done.stdout) == (0, f"{expected}\n"), done.stderr
 
 
-def test_a_wrong_environment_raises(isas: list[str]) -> None:
+def test_a_wrong_environment_raises(isas: tuple[str, ...]) -> None:
     for name in ("avx3", *ISAS[len(isas) :][:1]):
         done = run_with(name)
         assert done.returncode == 1

@@ -32,6 +32,8 @@ def test_the_engine_follows_the_memory_format_and_the_dtype() -> None:
     last = torch.channels_last
     assert uc.explain(uc.conv2d, x, w).ops[0].steps[0].engine == "positions"
     assert uc.explain(uc.conv2d, x.to(memory_format=last), w).ops[0].steps[0].engine == "channels"
+    few, large = torch.ones(1, 64, 1, 1).to(memory_format=last), torch.ones(32, 64, 1, 1)
+    assert uc.explain(uc.conv2d, few, large).ops[0].steps[0].engine == "positions"
     assert uc.explain(uc.conv2d, x.long(), w.long()).ops[0].steps[0].engine == "columns"
 
 
@@ -56,6 +58,20 @@ def test_modules_and_models() -> None:
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
+def test_unfold_and_fold() -> None:
+    x = torch.ones(2, 3, 9, 8, requires_grad=True)
+    columns_numel = 2 * 3 * 4 * 8 * 7
+    explanation = uc.explain(uc.unfold, x, 2)
+    moved = 4 * (x.numel() + columns_numel)
+    assert [(op.name, op.flops, op.bytes, op.steps) for op in explanation.ops] == [
+        ("im2col", 0, moved, ()),
+        ("col2im", columns_numel, moved, ()),
+    ]
+    assert str(explanation).startswith("im2col: 0 FLOP, ")
+    folded = uc.fold(uc.unfold(x, 2), (9, 8), 2)
+    assert folded[0, 0, 1, 1] == 4, "computed as ever after a report"
+
+
 def test_it_computes_nothing_and_ends() -> None:
     x, w = operands()
     with pytest.raises(uc.GeometryError):
@@ -69,7 +85,7 @@ def test_the_table_names_every_op_and_engine() -> None:
     text = str(uc.explain(uc.conv2d, x, w))
     assert text.startswith("conv: ")
     assert "positions, tile " in text
-    assert str(uc.explain(torch.relu, x)) == "no convolution"
+    assert str(uc.explain(torch.relu, x)) == "no op of unfoldconv"
 
 
 @pytest.mark.parametrize("engine", ["columns", "positions", "channels"])

@@ -1,78 +1,28 @@
 """The engine for a few channels per group on a CPU: every instruction set, dtype, format, group size and window."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 
-import unfoldconv as uc
-from cases import MEMORY_FORMATS, Case, random_tensor
-from compare import assert_same_bits, assert_within_rounding
-from unfoldconv import reference
+from cases import Case
+from compare import assert_same_bits
+from grouped_passes import (
+    DTYPES,
+    FORMATS,
+    check,
+    check_small_workspace,
+    expected_results,
+    grouped_case,
+    operands,
+    results,
+)
 
 ops = torch.ops.unfoldconv
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-FORMATS = ["contiguous", "channels_last"]
 
-
-def _available() -> list[str]:
-    names = []
-    for name in ("generic", "avx2", "avx512"):
-        try:
-            ops.set_isa(name)
-        except RuntimeError:
-            break
-        names.append(name)
-    ops.set_isa(names[-1])
-    return names
-
-
-ISAS = _available()
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Every instruction set that the processor has."""
-    ops.set_isa(request.param)
-    yield request.param
-    ops.set_isa(ISAS[-1])
-
-
-def _case(
-    name: str,
-    size: tuple[int, ...],
-    kernel: int | tuple[int, ...],
-    stride: int | tuple[int, ...] = 1,
-    padding: tuple[int, int] | tuple[tuple[int, int], ...] = (0, 0),
-    dilation: int | tuple[int, ...] = 1,
-    batch: int = 2,
-    groups: int = 5,
-    per_group: int = 4,
-    out_per_group: int | None = None,
-) -> Case:
-    rank = len(size)
-
-    def each(value: int | tuple[int, ...]) -> tuple[int, ...]:
-        return (value,) * rank if isinstance(value, int) else value
-
-    return Case(
-        name=f"{name}-{rank}d",
-        batch=batch,
-        in_channels=groups * per_group,
-        out_channels=groups * (out_per_group or per_group),
-        input_size=size,
-        kernel_size=each(kernel),
-        stride=each(stride),
-        padding=padding if isinstance(padding[0], tuple) else (padding,) * rank,  # type: ignore[arg-type]
-        dilation=each(dilation),
-        groups=groups,
-        bias=True,
-    )
-
-
-# Sizes beside a vector's length, and windows of every kind. 19 channels are one vector and a part of it, or several.
+_case = partial(grouped_case, groups=5, per_group=4)
 
 
 # Windows of every kind, with groups that leave the last vector partly empty.
@@ -115,50 +65,12 @@ CASES = [
 ]
 
 
-def _operands(case: Case, dtype: torch.dtype, memory_format: str) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Input, weight, gradient of the output, bias."""
-    form = MEMORY_FORMATS[memory_format]
-    shapes = (case.input_shape, case.weight_shape, case.output_shape)
-    x, w, y = (form(random_tensor(shape, dtype)) for shape in shapes)
-    return x, w, y, random_tensor((case.out_channels,), dtype)
-
-
-def _calls(case: Case, x: Tensor, w: Tensor, y: Tensor, b: Tensor) -> dict[str, Tensor]:
-    back = b[: case.in_channels] if b.numel() >= case.in_channels else None
-    return {
-        "conv": ops.conv(x, w, b, *case.op_window, case.groups),
-        "input_grad": ops.conv_input_grad(y, w, back, list(case.input_size), *case.op_window, case.groups),
-        "weight_grad": ops.conv_weight_grad(y, x, list(case.kernel_size), *case.op_window, case.groups),
-    }
-
-
-def _reference(case: Case, x: Tensor, w: Tensor, y: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """All three in double precision, by autograd of the reference."""
-    x, w, y, b = (tensor.double() for tensor in (x, w, y, b))
-    x.requires_grad_()
-    w.requires_grad_()
-    output = reference.conv_naive(x, w, None, groups=case.groups, **case.window)
-    grad_x, grad_w = torch.autograd.grad(output, (x, w), y)
-    shift = b.view(-1, *[1] * case.rank)
-    if b.numel() >= case.in_channels:
-        grad_x = grad_x + shift[: case.in_channels]
-    return {"conv": output.detach() + shift, "input_grad": grad_x, "weight_grad": grad_w}
-
-
-def _check(case: Case, operands: tuple[Tensor, Tensor, Tensor, Tensor], actual: dict[str, Tensor]) -> None:
-    expected = _reference(case, *operands)
-    magnitude = _reference(case, *(tensor.abs() for tensor in operands))
-    for name, result in actual.items():
-        assert_within_rounding(result, expected[name], magnitude[name], f"{case.name} {name}")
-
-
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_against_the_reference(case: Case, dtype: torch.dtype, memory_format: str, isa: str) -> None:
+def test_against_theexpected_results(case: Case, dtype: torch.dtype, memory_format: str, isa: str) -> None:
     """Forward with bias and both gradients."""
-    operands = _operands(case, dtype, memory_format)
-    _check(case, operands, _calls(case, *operands))
+    check(case, dtype, memory_format)
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
@@ -167,29 +79,27 @@ def test_engine(per_group: int, memory_format: str, isa: str) -> None:
     """The cases above reach the engine, wherever a vector holds whole groups; generic vectors do without it."""
     case = _case("three", (6, 9), 3, padding=(1, 1), per_group=per_group, groups=8)
     for dtype in DTYPES:
-        x, w, y, b = _operands(case, dtype, memory_format)
+        x, w, y, b = operands(case, dtype, memory_format)
         ops.begin_report()
-        _calls(case, x, w, y, b)
+        results(case, x, w, y, b)
         report = ops.end_report()
         lanes = {"generic": 16, "avx2": 32, "avx512": 64}[isa] // max(4, dtype.itemsize)
         taken = lanes % per_group == 0 and isa != "generic"
         assert report.count("name=grouped") == (3 if taken else 0), (dtype, report)
 
 
+SMALL_CASES = (
+    _case("rows", (40, 41), 5, padding=((2, 1), (3, 2)), batch=1),
+    _case("strided", (41, 40), 3, stride=(2, 3), padding=(1, 1), batch=1, per_group=8),
+    _case("line", (3000,), 4, padding=((3, 0),), batch=1, per_group=2),
+    _case("volume", (6, 9, 13), 3, padding=(1, 1), batch=1),
+)
+
+
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("limit", [2**14, 2**16])
 def test_small_boxes(limit: int, memory_format: str, isa: str) -> None:
-    """A workspace that holds a small part of the image at a time."""
-    for case in (
-        _case("rows", (40, 41), 5, padding=((2, 1), (3, 2)), batch=1),
-        _case("strided", (41, 40), 3, stride=(2, 3), padding=(1, 1), batch=1, per_group=8),
-        _case("line", (3000,), 4, padding=((3, 0),), batch=1, per_group=2),
-        _case("volume", (6, 9, 13), 3, padding=(1, 1), batch=1),
-    ):
-        operands = _operands(case, torch.float32, memory_format)
-        with uc.workspace_limit(limit):
-            actual = _calls(case, *operands)
-        _check(case, operands, actual)
+    check_small_workspace(SMALL_CASES, limit, memory_format)
 
 
 BITS_CASES = [
@@ -205,14 +115,14 @@ BITS_CASES = [
 @pytest.mark.parametrize("case", BITS_CASES, ids=lambda case: case.name)
 def test_bits(case: Case, dtype: torch.dtype, memory_format: str, isa: str, threads: Callable[[int], None]) -> None:
     """No result depends on threads; forward and input gradient do not depend on the rest of the batch."""
-    x, w, y, b = _operands(case, dtype, memory_format)
-    expected = _calls(case, x, w, y, b)
+    x, w, y, b = operands(case, dtype, memory_format)
+    expected = results(case, x, w, y, b)
     for count in (2, 3):
         threads(count)
-        for name, result in _calls(case, x, w, y, b).items():
+        for name, result in results(case, x, w, y, b).items():
             assert_same_bits(result, expected[name], f"{name}, {count} threads")
     for first, last in itertools.combinations(range(case.batch + 1), 2):
-        part = _calls(case, x[first:last], w, y[first:last], b)
+        part = results(case, x[first:last], w, y[first:last], b)
         for name in ("conv", "input_grad"):
             assert_same_bits(part[name], expected[name][first:last], f"{name} of images {first} to {last}")
 
@@ -223,13 +133,13 @@ def test_bits(case: Case, dtype: torch.dtype, memory_format: str, isa: str, thre
 def test_groups_do_not_mix(value: float, per_group: int, memory_format: str, isa: str) -> None:
     """An element that is not finite reaches only the positions whose window holds it, in its own group."""
     case = _case("three", (6, 20), 3, padding=(1, 1), per_group=per_group)
-    x, w, y, b = (tensor.abs() + 1 for tensor in _operands(case, torch.float32, memory_format))
+    x, w, y, b = (tensor.abs() + 1 for tensor in operands(case, torch.float32, memory_format))
     x[0, per_group, 2, 3] = y[0, per_group, 1, 2] = value
-    actual, expected = _calls(case, x, w, y, b), _reference(case, x, w, y, b)
+    actual, expected = results(case, x, w, y, b), expected_results(case, x, w, y, b)
     for name in ("conv", "input_grad", "weight_grad"):
         assert torch.equal(actual[name].isfinite(), expected[name].isfinite()), name
-    x, w, y, b = (tensor.abs() + 1 for tensor in _operands(case, torch.float32, memory_format))
+    x, w, y, b = (tensor.abs() + 1 for tensor in operands(case, torch.float32, memory_format))
     w[per_group, 0, 1, 1] = value
-    actual, expected = _calls(case, x, w, y, b), _reference(case, x, w, y, b)
+    actual, expected = results(case, x, w, y, b), expected_results(case, x, w, y, b)
     for name in ("conv", "input_grad"):
         assert torch.equal(actual[name].isfinite(), expected[name].isfinite()), name

@@ -4,7 +4,7 @@ Rows shorter and longer than vectors and copies, strides, channels that lie side
 wider than a tile holds, images of several tiles, results of the size that gets large pages.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,7 +15,6 @@ from cases import channels_last, random_tensor
 from compare import assert_same_bits
 from unfoldconv.reference import fold_naive, unfold_naive
 
-ISAS = ["generic", "avx2", "avx512"]
 # By width, where bytes are moved; and by the type that is added.
 WIDTHS = [torch.uint8, torch.bfloat16, torch.float32, torch.float64, torch.complex128]
 SUMS = [
@@ -24,24 +23,6 @@ SUMS = [
 ]
 # Around the lengths of vectors of every width, and of the pieces that short rows are copied in.
 LENGTHS = [1, 2, 3, 4, 5, 7, 8, 9, 14, 15, 16, 17, 28, 31, 33, 56, 63, 65, 129]
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """One instruction set after the other; afterwards the best one again."""
-    for name in reversed([*ISAS, "avx512_bf16", "amx"]):
-        try:
-            torch.ops.unfoldconv.set_isa(name)
-        except RuntimeError:
-            continue
-        best = name
-        break
-    try:
-        torch.ops.unfoldconv.set_isa(request.param)
-    except RuntimeError:
-        pytest.skip(f"the processor has no {request.param}")
-    yield request.param
-    torch.ops.unfoldconv.set_isa(best)
 
 
 def small_whole_numbers(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -10,7 +10,7 @@ from ._build import VERSION
 from ._build_info import build_info
 from ._explain import explain
 from ._geometry import GeometryError
-from ._workspace import workspace_limit
+from ._settings import benchmark, workspace_limit
 from .convert import ConversionReport, conversion_report, convert, revert
 from .functional import *  # noqa: F403
 from .modules import *  # noqa: F403
@@ -22,6 +22,7 @@ __all__ = [
     "ConversionReport",
     "GeometryError",
     "TorchOverride",
+    "benchmark",
     "build_info",
     "conversion_report",
     "convert",

@@ -37,10 +37,11 @@ class Op:
     """One op of the library.
 
     Attributes:
-        name: `conv`, `conv_input_grad` or `conv_weight_grad`.
+        name: `conv`, `conv_input_grad`, `conv_weight_grad`, `im2col` or `col2im`.
         flops: Multiplications and additions, those with padding included.
         bytes: Sizes of the operands and the result.
-        steps: The engines in order; an input gradient has one for each phase of the stride.
+        steps: The engines in order; an input gradient has one for each phase of the stride that a tap reaches. None for
+            `im2col` and `col2im`, which have one way on each device and no workspace.
     """
 
     name: str
@@ -66,14 +67,14 @@ class Explanation:
                     f"  {step.engine}{tile}, {step.tasks} tasks, workspace {step.thread_bytes} bytes a thread"
                     f" + {step.shared_bytes}: {step.why}"
                 )
-        return "\n".join(lines) or "no convolution"
+        return "\n".join(lines) or "no op of unfoldconv"
 
 
 def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
-    """Says what the convolutions of a call would do, forward and, where gradients are wanted, backward.
+    """Says what a call's convolutions, unfolds and folds would do, and those of its gradients where they are wanted.
 
-    The call is gone through without any convolution being computed, so `function` may be a convolution, a module of
-    them, or a whole model; its results, which are not numbers that mean anything, are thrown away. Gradients are
+    The call is gone through without any of them being computed, so `function` may be a convolution, a module of them,
+    or a whole model; its results, which are not numbers that mean anything, are thrown away. Gradients are
     explained for the arguments and, of a module, the parameters that require them; no `.grad` is written.
 
     Args:

@@ -21,6 +21,8 @@ conv: Callable[..., Tensor] = _namespace.conv.default
 conv_input_grad: Callable[..., Tensor] = _namespace.conv_input_grad.default
 conv_weight_grad: Callable[..., Tensor] = _namespace.conv_weight_grad.default
 set_workspace_limit: Callable[[int, int], None] = _namespace.set_workspace_limit.default
+set_tuning: Callable[[bool], None] = _namespace.set_tuning.default
+get_tuning: Callable[[], bool] = _namespace.get_tuning.default
 get_workspace_limit: Callable[[], list[int]] = _namespace.get_workspace_limit.default
 
 _WITHOUT_3D_FORMAT = (torch.float64, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -9,21 +9,20 @@
 #include "correlation_types.h"
 #include "patch_lines.h"
 #include "positions.h"
+#include "tap_chunks.h"
 
 namespace unfoldconv::cpu {
 namespace {
 
-constexpr int64_t kChunkTerms = 1024;     // of a panel that stays in the second-level cache
 constexpr int64_t kBlockPositions = 192;  // of a task
 constexpr int64_t kFewChannels = 8;       // fewer make runs that are not worth their set-up
 
 // How a problem is cut up.
 struct Plan {
-  int64_t terms;  // of a sum
-  bool gathered;  // into lines
-  bool dots;      // few rows: neighbouring terms are in the lanes instead
-  // Chunks of a sum: some taps, or a part of the channels of one.
-  int64_t chunk_taps, chunk_channels, chunks_per_tap, chunks;  // channels counted in terms
+  int64_t terms;     // of a sum
+  bool gathered;     // into lines
+  bool dots;         // few rows: neighbouring terms are in the lanes instead
+  TapChunks chunks;  // of a sum; one that is gathered has the terms of a single tap
   int64_t rows, panel_rows, panels, block_panels, panel_blocks;
   int64_t tile_rows, block_positions, position_blocks;
 };
@@ -39,16 +38,10 @@ Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
                   channels < kFewChannels;
   plan.rows = problem.variants() * problem.rows();
   plan.dots = plan.rows <= kDotColumns && terms.tiles.dots[0] != nullptr;
-  const int64_t most_terms = plan.dots ? plan.terms : kChunkTerms;
+  const int64_t most_terms = plan.dots || plan.gathered ? plan.terms : kChunkTerms;
   const int64_t tap_terms = plan.gathered ? plan.terms : channels / Terms::kHalves;
   const int64_t sums = plan.gathered ? 1 : taps;  // runs of tap_terms
-  plan.chunk_channels = plan.gathered ? tap_terms : std::min(tap_terms, most_terms);
-  plan.chunks_per_tap = plan.chunk_channels ? ceil_div(tap_terms, plan.chunk_channels) : 1;
-  plan.chunk_channels =
-      std::min(plan.chunk_channels, round_up(ceil_div(tap_terms, plan.chunks_per_tap), terms.tiles.depth));
-  plan.chunk_taps = plan.chunks_per_tap > 1 ? 1 : std::max<int64_t>(1, most_terms / std::max<int64_t>(1, tap_terms));
-  plan.chunk_taps = std::min(plan.chunk_taps, std::max<int64_t>(1, sums));
-  plan.chunks = std::max<int64_t>(1, ceil_div(sums, plan.chunk_taps)) * plan.chunks_per_tap;
+  plan.chunks = {sums, tap_terms, most_terms, terms.tiles.depth};
 
   plan.panel_rows = plan.dots ? plan.rows : terms.most_lanes();
   plan.panels = ceil_div(plan.rows, plan.panel_rows);
@@ -56,7 +49,7 @@ Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
   // What a position takes: its line, or its share of runs.
   const int64_t run_bytes = sizeof(Run<T>) / plan.tile_rows + sizeof(const T*) + 1;
   const int64_t position_bytes =
-      plan.gathered ? plan.terms * static_cast<int64_t>(sizeof(T)) : sums * plan.chunks_per_tap * run_bytes;
+      plan.gathered ? plan.terms * static_cast<int64_t>(sizeof(T)) : sums * plan.chunks.per_tap * run_bytes;
   const int64_t positions = problem.batch() * problem.geometry.position_numel();
   const int64_t room =
       std::max<int64_t>(1, limit / 2 / std::max<int64_t>(1, position_bytes) / plan.tile_rows) * plan.tile_rows;
@@ -156,7 +149,8 @@ struct Buffers {
   using T = typename Terms::T;
   T *lines, *zeros;
   typename Terms::Sum* sums;
-  Position<Rank>* positions;
+  Position<Rank>*positions, *located;
+  int64_t* missed;  // taps of each, see group_by_taps
   Run<T>* runs;
   const T** run_rows;  // [runs, rows of a tile]
   int32_t* run_ends;   // [tiles, chunks]
@@ -170,14 +164,14 @@ Run<typename Terms::T>* list_runs(const Correlation<Rank>& problem, const Plan& 
                                   Run<typename Terms::T>* runs) {
   using T = typename Terms::T;
   const int64_t tap_count = problem.geometry.tap_numel(), tap_terms = problem.channels() / Terms::kHalves;
-  // A block of a sum is that of so many taps, whichever of them are left out for being zero.
-  const int64_t block_taps = std::max<int64_t>(1, kBlockTerms<T> / tap_terms);
-  for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+  const int64_t block_taps = taps_of_block<T>(tap_terms);
+  const TapChunks& chunks = plan.chunks;
+  for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
     Run<T>* const first_run = runs;
     int64_t block = -1;  // of the last run
-    const int64_t first_tap = chunk / plan.chunks_per_tap * plan.chunk_taps;
-    const int64_t end_tap = std::min(tap_count, first_tap + plan.chunk_taps);
-    const int64_t first_channel = chunk % plan.chunks_per_tap * plan.chunk_channels;
+    const int64_t first_tap = chunks.first_tap(chunk);
+    const int64_t end_tap = std::min(tap_count, first_tap + chunks.taps);
+    const int64_t first_channel = chunks.first_channel(chunk);
     for (int64_t tap = first_tap; tap < end_tap; ++tap) {
       bool any = false;
       const T** const run_rows = buffers.run_rows + (runs - buffers.runs) * plan.tile_rows;
@@ -191,7 +185,7 @@ Run<typename Terms::T>* list_runs(const Correlation<Rank>& problem, const Plan& 
       if (!any) continue;
       if (runs != first_run && tap / block_taps != block) runs[-1].ends_block = true;
       block = tap / block_taps;
-      *runs++ = {run_rows, tap * tap_terms + first_channel, std::min(plan.chunk_channels, tap_terms - first_channel),
+      *runs++ = {run_rows, tap * tap_terms + first_channel, std::min(chunks.channels, tap_terms - first_channel),
                  false};
     }
     run_ends[chunk] = static_cast<int32_t>(runs - buffers.runs);
@@ -211,7 +205,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const int64_t taps = geometry.tap_numel(), positions = problem.batch() * geometry.position_numel();
   const int64_t padded_rows = plan.dots ? plan.rows : terms.width(plan.rows);
   const int64_t tiles = plan.block_positions / plan.tile_rows;
-  const int64_t runs = plan.gathered ? 1 : taps * plan.chunks_per_tap;
+  const int64_t runs = plan.gathered ? 1 : taps * plan.chunks.per_tap;
   const bool dense_rows =
       geometry.dilation[Rank - 1] == 1 && problem.image.layout.axis_stride[Rank - 1] == problem.channels();
   PatchRows<Rank> patch_rows{dense_rows ? std::max<int64_t>(1, geometry.kernel[Rank - 1]) : 1, 0, nullptr};
@@ -220,12 +214,14 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const auto carve = [&](Carver& carver) {
     return Buffers<Terms, Rank>{
         carver.take<T>(plan.gathered ? plan.block_positions * plan.terms + kLinesSlack / sizeof(T) : 0),
-        carver.take<T>(plan.gathered ? 0 : plan.chunk_channels),
+        carver.take<T>(plan.gathered ? 0 : plan.chunks.channels),
         carver.take<Sum>(plan.block_positions * plan.panel_rows),
         carver.take<Position<Rank>>(plan.block_positions),
+        carver.take<Position<Rank>>(plan.gathered ? 0 : plan.block_positions),
+        carver.take<int64_t>(plan.gathered ? 0 : plan.block_positions),
         carver.take<Run<T>>(tiles * runs + 1),
         carver.take<const T*>((tiles * runs + 1) * plan.tile_rows),
-        carver.take<int32_t>(tiles * plan.chunks)};
+        carver.take<int32_t>(tiles * plan.chunks.count)};
   };
   Carver count;
   carve(count);
@@ -272,12 +268,13 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
               const int64_t block = std::min(plan.block_positions, positions - first);
               const From* const image =
                   reinterpret_cast<const From*>(problem.image.data) + group * problem.image.layout.stride[1];
-              locate_positions(first, block, problem, buffers.positions);
+              locate_positions(first, block, problem, plan.gathered ? buffers.positions : buffers.located);
               if (plan.gathered) {
                 gather_lines(terms, problem, image, tap_list, patch_rows, buffers.positions, block, plan.terms,
                              buffers.lines);
               } else {
-                std::fill_n(buffers.zeros, plan.chunk_channels, T{});
+                group_by_taps(geometry, buffers.located, block, buffers.missed, buffers.positions);
+                std::fill_n(buffers.zeros, plan.chunks.channels, T{});
               }
               auto* next = buffers.runs;
               for (int64_t position = 0, tile = 0; position < block; position += plan.tile_rows, ++tile) {
@@ -289,7 +286,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                   buffers.run_ends[tile] = static_cast<int32_t>(next - buffers.runs);
                 } else {
                   next = list_runs<Terms, Rank>(problem, plan, image, tap_list, buffers.positions + position, tile_rows,
-                                                buffers, buffers.run_ends + tile * plan.chunks, next);
+                                                buffers, buffers.run_ends + tile * plan.chunks.count, next);
                 }
               }
 
@@ -297,11 +294,11 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                 const int64_t row = panel * plan.panel_rows, lanes = std::min(plan.panel_rows, plan.rows - row);
                 const int64_t width = plan.dots ? lanes : terms.width(lanes);
                 const T* const weight = packed + group * plan.terms * padded_rows + plan.terms * row;
-                for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
+                for (int64_t chunk = 0; chunk < plan.chunks.count; ++chunk) {
                   for (int64_t position = 0, tile = 0; position < block; position += plan.tile_rows, ++tile) {
                     const int64_t tile_rows = std::min(plan.tile_rows, block - position);
                     const Position<Rank>* const at = buffers.positions + position;
-                    const int64_t end = tile * plan.chunks + chunk;
+                    const int64_t end = tile * plan.chunks.count + chunk;
                     const int32_t begin = end ? buffers.run_ends[end - 1] : 0;
                     TileArguments<T> arguments{buffers.runs + begin,
                                                buffers.run_ends[end] - begin,
@@ -332,7 +329,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                       terms.dots(lanes)(arguments, static_cast<int>(tile_rows));
                     else
                       terms.multiply(width, tile_rows, arguments);
-                    if (direct || chunk < plan.chunks - 1) continue;
+                    if (direct || chunk < plan.chunks.count - 1) continue;
                     for (int64_t lane = 0; lane < lanes;) {
                       const int64_t variant = (row + lane) / rows, row_of_group = (row + lane) % rows;
                       const int64_t length = std::min(lanes - lane, rows - row_of_group);

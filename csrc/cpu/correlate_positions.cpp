@@ -9,6 +9,7 @@
 #include "correlation_types.h"
 #include "panel_cut.h"
 #include "positions.h"
+#include "tap_chunks.h"
 #include "weight_rows.h"
 
 namespace unfoldconv::cpu {
@@ -16,6 +17,8 @@ namespace {
 
 // Of a panel chunk: a good part of a second-level cache.
 constexpr int64_t kPanelBytes = 256 << 10;
+// To gather an element of a panel takes as long as to pack so many bytes of a weight.
+constexpr int64_t kGatherBytes = 32;
 constexpr int64_t kGatherTerms = 16;  // of each tap at a time, so that rows of the image stay in the first-level cache
 constexpr int64_t kLinesAhead = 4;    // of each run of the next tile's weights, until hardware fetches ahead by itself
 
@@ -43,11 +46,19 @@ struct Buffers {
 struct Plan {
   bool taps_first;
   int64_t panel_lanes, panels;
-  int64_t terms, chunk, chunks;  // of a sum
+  int64_t terms;     // of a sum
+  TapChunks chunks;  // of a sum; channels first, its terms are those of a single tap
   int64_t rows, block_rows, row_blocks;
   int64_t block_groups, group_blocks;
   int64_t tap_pieces;  // at most, of one tap
 };
+
+// The most terms of a chunk. Not by the lanes of a panel at hand: where a sum is cut must not depend on the batch.
+template <class Terms>
+int64_t most_terms(const Terms& terms) {
+  const int64_t panel_bytes = std::min(kPanelBytes, workspace_limit().cpu / 4);
+  return std::max<int64_t>(1, panel_bytes / (terms.most_lanes() * sizeof(typename Terms::T)));
+}
 
 template <class Terms, int Rank>
 Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
@@ -64,17 +75,17 @@ Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
   plan.panels = ceil_div(positions, plan.panel_lanes);
   plan.tap_pieces = most_pieces<Rank>(plan.panel_lanes, problem.geometry.positions) + kTileVectors;
   plan.terms = Terms::count(problem.image.layout.count[2] * problem.geometry.tap_numel());
-  const int64_t panel_bytes = std::min(kPanelBytes, limit / 4);
-  // Not by panel_lanes: where a sum is cut must not depend on the batch.
-  plan.chunk = std::max<int64_t>(1, panel_bytes / (terms.most_lanes() * sizeof(typename Terms::T)));
-  plan.chunks = std::max<int64_t>(1, ceil_div(plan.terms, plan.chunk));
-  plan.chunk = std::min(plan.chunk, round_up(ceil_div(plan.terms, plan.chunks), terms.tiles.depth));
+  const int64_t taps = problem.geometry.tap_numel(), most = most_terms(terms), depth = terms.tiles.depth;
+  if (plan.taps_first)
+    plan.chunks = {taps, plan.terms / taps, std::min(most, kChunkTerms), depth};
+  else
+    plan.chunks = {1, plan.terms, most, depth};
   // Panels first, then groups, then rows, which gather the same panel again.
   plan.group_blocks = std::min(count[1], ceil_div(kTasksPerProblem, plan.panels));
   plan.block_groups = ceil_div(count[1], plan.group_blocks);
   plan.group_blocks = ceil_div(count[1], plan.block_groups);
   int64_t parts = cut.parts;
-  if (plan.chunks > 1) {
+  if (plan.chunks.count > 1) {
     const int64_t tile_bytes = terms.tiles.rows * plan.panel_lanes * sizeof(typename Terms::Sum);
     parts = std::max(parts, ceil_div(tiles, std::max<int64_t>(1, limit / 4 / tile_bytes)));
   }
@@ -91,8 +102,7 @@ int64_t gather_taps(const Terms& terms, PanelArguments<typename Terms::From> pan
   using T = typename Terms::T;
   const int64_t tap_terms = panel.channels / Terms::kHalves, width = int64_t{panel.vectors} * terms.tiles.lanes;
   const int64_t begin = panel.first, end = begin + panel.count;
-  // A block of a sum is that of so many taps, whichever of them are left out.
-  const int64_t block_taps = std::max<int64_t>(1, kBlockTerms<T> / tap_terms);
+  const int64_t block_taps = taps_of_block<T>(tap_terms);
   int64_t runs = 0, rows = 0;
   for (int64_t tap = begin / tap_terms; tap * tap_terms < end; ++tap) {
     const int32_t* const pieces = buffers.taps[tap].count;
@@ -139,8 +149,8 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const int64_t most_runs = plan.taps_first ? taps : 1;  // of a chunk
 
   const auto carve = [&](Carver& carver) {
-    return Buffers<Terms, Rank>{carver.take<T>(plan.chunk * plan.panel_lanes),
-                                carver.take<Sum>(plan.chunks > 1 ? plan.block_rows * plan.panel_lanes : 0),
+    return Buffers<Terms, Rank>{carver.take<T>(plan.chunks.most_terms() * plan.panel_lanes),
+                                carver.take<Sum>(plan.chunks.count > 1 ? plan.block_rows * plan.panel_lanes : 0),
                                 carver.take<Sum>(terms.tiles.rows * plan.panel_lanes),
                                 carver.take<PositionPiece<Rank>>(plan.tap_pieces),
                                 carver.take<TapPieces>(taps),
@@ -164,9 +174,10 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   carve_shared(shared_count);
   const int64_t tasks = plan.panels * plan.group_blocks * plan.row_blocks;
   if (Report* const report = Report::wanted()) {
-    report->engine(Engine::positions, terms.tile_name(plan.panel_lanes), tasks, count.bytes(),
-                   shared_count.bytes() + problem.weight_copy,
-                   "positions fill the vectors, because channels do not adjoin in memory or are few");
+    report->engine(
+        Engine::positions, terms.tile_name(plan.panel_lanes), tasks, count.bytes(),
+        shared_count.bytes() + problem.weight_copy,
+        "positions fill the vectors, because channels do not adjoin in memory, or are few, or positions are");
     return true;
   }
   const Tensor shared = allocate_bytes(shared_count.bytes(), problem.like);
@@ -215,9 +226,9 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                                  0,
                                  buffers.taps,
                                  vectors};
-      for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-        panel.first = chunk * plan.chunk;
-        panel.count = std::min(plan.chunk, plan.terms - panel.first);
+      for (int64_t chunk = 0; chunk < plan.chunks.count; ++chunk) {
+        panel.first = plan.chunks.first_term(chunk);
+        panel.count = std::min(plan.terms, plan.chunks.first_term(chunk + 1)) - panel.first;
         int64_t runs = 1;
         if (plan.taps_first) {
           runs = gather_taps(terms, panel, weight_offsets, buffers);
@@ -251,7 +262,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
           if (direct) {
             tile.c = reinterpret_cast<Sum*>(target + first / per_image * output.stride[0] + first % per_image);
             tile.c_step = output.stride[2];
-          } else if (plan.chunks > 1) {
+          } else if (plan.chunks.count > 1) {
             tile.c = buffers.sums + (row - first_row) * width;
           }
           if (chunk > 0) {
@@ -261,7 +272,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
             tile.bias = bias + group * plan.rows + row;
           }
           terms.multiply(width, rows, tile);
-          if (!direct && chunk == plan.chunks - 1)
+          if (!direct && chunk == plan.chunks.count - 1)
             for (int64_t i = 0; i < rows; ++i)
               for (int piece = 0; piece < stores; ++piece)
                 terms.pack.store(tile.c + i * width + buffers.positions[piece].lane,
@@ -276,6 +287,18 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
 }
 
 }  // namespace
+
+bool few_positions(const Correlation<3>& problem) {
+  bool few = false;
+  with_terms(problem.image.dtype, [&](const auto& terms) {
+    using Terms = std::decay_t<decltype(terms)>;
+    const int64_t row_bytes =
+        problem.variants() * problem.rows() * static_cast<int64_t>(sizeof(typename Terms::Element));
+    few = taps_are_lines<Terms>(problem.weights[0]) && most_terms(terms) >= kChunkTerms &&
+          row_bytes >= kGatherBytes * problem.batch() * problem.geometry.position_numel();
+  });
+  return few;
+}
 
 bool correlate_positions(const Correlation<3>& problem) {
   bool done = false;

@@ -14,7 +14,9 @@ bool correlate(const Correlation<Rank>& any_rank) {
   const bool input_adjoins = problem.image.layout.stride[2] == 1 || problem.channels() == 1;
   const bool output_adjoins = problem.outputs[0].layout.stride[2] == 1 || problem.rows() == 1;
   const bool wanted = input_adjoins && (problem.channels() > 1 || output_adjoins);
+  if (wanted && may_use(Engine::positions) && few_positions(problem) && correlate_positions(problem)) return true;
   if (wanted && may_use(Engine::channels) && correlate_channels(problem)) return true;
+  if (may_use(Engine::positions) && correlate_planes(problem)) return true;
   return may_use(Engine::positions) && correlate_positions(problem);
 }
 

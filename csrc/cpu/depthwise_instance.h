@@ -14,9 +14,9 @@ namespace {
 constexpr int kMostSums = 14;
 constexpr int kMostSumsAnyStep = 4;
 constexpr int kLeastSumsOfKnownTaps = 7;
-// Terms of a weight gradient that are summed up by themselves first: errors grow with the number that are added one by
-// one.
-constexpr int64_t kTermsOfSum = 32;
+// Terms of a weight gradient that are summed up by themselves first, as then are all of a box: errors grow with the
+// number that are added one by one.
+constexpr int64_t kTermsOfSum = 24;
 
 UNFOLDCONV_INLINE constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 UNFOLDCONV_INLINE constexpr int64_t greatest(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -175,7 +175,7 @@ void weight_sums_of_taps(const DepthwiseWindow& w, const T* image, const T* grad
       const Range planes = inside(plane, w.stride[0], 0, 0, w.size[0], w.positions[0]);
       const Range rows = inside(row, w.stride[1], 0, 0, w.size[1], w.positions[1]);
       T* const to = sums + ((kz * w.taps[1] + ky) * w.taps[2] + tap) * lanes;
-      Vector<T> sum[V] = {};
+      Vector<T> sum[V] = {}, of_image[V] = {};
       int64_t terms = 0;
       for (int64_t z = planes.begin; z < planes.end; ++z)
         for (int64_t y = rows.begin; y < rows.end; ++y)
@@ -186,15 +186,16 @@ void weight_sums_of_taps(const DepthwiseWindow& w, const T* image, const T* grad
                                          (row + y * w.stride[1]) * row_pitch + x * w.stride[2] * lanes,
                                      w.stride[2] * lanes, w.dilation[2] * lanes);
             terms += columns_of_sum;
-            const bool last = z + 1 == planes.end && y + 1 == rows.end && x + kTermsOfSum >= count;
-            if (terms < kTermsOfSum && !last) continue;
+            if (terms < kTermsOfSum) continue;
             terms = 0;
 #pragma GCC unroll 16
             for (int v = 0; v < V; ++v) {
-              store(to + v * lanes, load(to + v * lanes) + sum[v]);
+              of_image[v] += sum[v];
               sum[v] = Vector<T>{};
             }
           }
+#pragma GCC unroll 16
+      for (int v = 0; v < V; ++v) store(to + v * lanes, load(to + v * lanes) + (of_image[v] + sum[v]));
     }
 }
 

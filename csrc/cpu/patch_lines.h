@@ -65,6 +65,34 @@ void locate_positions(int64_t first, int64_t count, const Correlation<Rank>& pro
   }
 }
 
+// Copies positions with those first that read inside the image at all taps of the last axis, and then side by side
+// those that miss the same ones: taps that no row of a tile reads are left out.
+template <int Rank>
+void group_by_taps(const Geometry<Rank>& geometry, const Position<Rank>* from, int64_t count, int64_t* missed,
+                   Position<Rank>* to) {
+  constexpr int last = Rank - 1;
+  const int64_t kernel = geometry.kernel[last], dilation = geometry.dilation[last];
+  int64_t most = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    missed[i] = 0;
+    if (from[i].interior) continue;
+    const int64_t first = from[i].index[last] * geometry.stride[last] - geometry.padding_low[last];
+    const int64_t begin = std::clamp<int64_t>(ceil_div(-first, dilation), 0, kernel);
+    const int64_t end = std::clamp<int64_t>(ceil_div(geometry.image[last] - first, dilation), begin, kernel);
+    missed[i] = begin * (kernel + 1) + kernel - end;
+    most = std::max(most, missed[i]);
+  }
+  for (int64_t group = 0, next; group <= most; group = next) {
+    next = most + 1;
+    for (int64_t i = 0; i < count; ++i) {
+      if (missed[i] == group)
+        *to++ = from[i];
+      else if (missed[i] > group)
+        next = std::min(next, missed[i]);
+    }
+  }
+}
+
 // What of a patch adjoins in memory: all taps of a row of the kernel, or single ones.
 template <int Rank>
 struct PatchRows {

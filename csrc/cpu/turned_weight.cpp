@@ -1,6 +1,5 @@
 #include "turned_weight.h"
 
-#include "huge_pages.h"
 #include "weight_rows.h"
 #include "windows.h"
 
@@ -90,7 +89,6 @@ std::optional<TurnedWeight<Rank>> turned_weight(const Planes<Rank>& weight, cons
     const bool reported = Report::wanted() != nullptr;
     const Tensor memory = allocate_bytes(reported ? 0 : count.bytes(), like);
     if (!reported) {
-      ask_for_huge_pages(memory.data_ptr(), count.bytes());
       Carver carver(memory);
       Element* const to = carve(carver);
       turn(terms, weight, lines, pitch, to);

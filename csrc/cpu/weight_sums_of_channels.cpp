@@ -19,6 +19,7 @@ struct Plan {
   int64_t panel_channels;
   Blocks rows, taps, panels;
   Splits splits;  // of segments
+  int64_t block;  // terms of a block, at least
   int64_t tap_pieces;
 
   int64_t blocks() const { return rows.count() * taps.count() * panels.count(); }
@@ -54,6 +55,7 @@ Plan plan_of(const Terms& terms, const WeightSums<Rank>& problem) {
   int64_t parts = std::min(ceil_div(kTasksPerProblem, others), taps * plan.panels.size / kOwnTapPanels);
   if (parts > 1 && parts * others % 2 != 0) ++parts;
   if (parts > plan.taps.count()) plan.taps = cut(taps, parts);
+  plan.block = block_terms<typename Terms::T>(ceil_div(segments * kSegmentLanes, plan.splits.count));
   return plan;
 }
 
@@ -178,8 +180,8 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
               const T** const run_rows = buffers.run_rows + arguments.run_count * terms.tiles.rows;
               for (int64_t i = 0; i < terms.tiles.rows; ++i) run_rows[i] = buffers.grads + i * pitch + first;
               block += length;
-              buffers.runs[arguments.run_count++] = {run_rows, reach.offset, length, block >= kBlockTerms<T>};
-              if (block >= kBlockTerms<T>) block = 0;
+              buffers.runs[arguments.run_count++] = {run_rows, reach.offset, length, block >= plan.block};
+              if (block >= plan.block) block = 0;
             }
           Sum* const sums = sums_of(tap, panel);
           for (int64_t row = 0; row < rows.size(); row += terms.tiles.rows) {

@@ -28,6 +28,7 @@ struct Plan {
   Blocks channels, panels;  // panels of rows
   Splits splits;            // of pieces
   int64_t run_lists;        // one for each row of the kernel, or one for all
+  int64_t block;            // terms of a block, about
   bool in_place;            // grad_output is read where it lies
 
   int64_t blocks() const { return channels.count() * panels.count(); }
@@ -74,6 +75,7 @@ Plan<Rank> plan_of(const Terms& terms, const WeightSums<Rank>& problem) {
     if (fewer.size >= plan.channels.size || fewer.size * plan.taps < kLeastPatches) break;
     plan.channels = fewer;
   }
+  plan.block = block_terms<typename Terms::T>(ceil_div(plan.lines.pieces * plan.lines.piece, plan.splits.count));
   plan.lines.set_channels(plan.channels.size, Terms::kHalves);
   plan.chunk_sets = sets();
   plan.run_lists = plan.lines.taps * plan.channels.size < kOwnPatches ? 1 : plan.lines.kernel_rows;
@@ -126,7 +128,7 @@ void list_runs(const WeightSums<Rank>& problem, const Plan<Rank>& plan, int64_t 
             for (int64_t c = 0; c < channels; ++c) *row++ = reinterpret_cast<const T*>(from + c * step);
           }
         // Blocks of whole runs, as far as they are short.
-        if (runs > 0 && block + length > kBlockTerms<T>) {
+        if (runs > 0 && block + length > plan.block) {
           list_runs[runs - 1].ends_block = true;
           block = 0;
         }

@@ -49,6 +49,18 @@ Splits split_sums(const WeightSums<Rank>& problem, int64_t blocks, int64_t units
   return {units, count > 1 && count * blocks % 2 != 0 ? count - 1 : count};
 }
 
+constexpr int64_t kLeastBlockTerms = 16;
+
+// Terms of a block of sums that have so many: rounding errors are least where there are about as many blocks as a block
+// has terms (tile_kernels.h).
+template <class T>
+int64_t block_terms(int64_t terms) {
+  if (std::is_same_v<T, Pair>) return kBlockTerms<T>;
+  int64_t block = kLeastBlockTerms;
+  while (block * block < terms) block *= 2;
+  return block;
+}
+
 template <class Terms, int Rank>
 class WeightTask {
  public:

@@ -15,8 +15,8 @@ from engine_checks import (
     check_small_workspaces,
     check_threads,
     check_values,
-    set_isa,
 )
+from instruction_sets import set_isa
 
 each_computation = pytest.mark.parametrize("name", COMPUTATIONS)
 each_shared_case = pytest.mark.parametrize("case", SHARED_CASES, ids=lambda case: case.name)
