@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks {layers,unfold,engines,calls,compare}``."""
+"""The command line: ``python -m benchmarks {layers,unfold,engines,calls,training,compare}``."""
 
 import argparse
 import sys
@@ -18,6 +18,7 @@ from .options import DEVICES, Defaults, add_options, select_cases, select_peers
 from .peers import TORCH
 from .problems import COLUMN_PASSES, CONVOLUTION_PASSES
 from .report import Report
+from .training import add_training_options, measure_training
 
 INTERRUPTED = 130
 WIDTH_WITHOUT_TERMINAL = 200
@@ -103,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return compare(arguments.old, arguments.new, console)
         if arguments.command == "calls":
             return measure_calls(arguments, argv, console)
+        if arguments.command == "training":
+            return measure_training(arguments, argv, console)
         return _measure(arguments, argv, console)
     except (ValueError, OSError) as error:
         parser.error(str(error))
@@ -114,6 +117,7 @@ def _parser(device: str) -> argparse.ArgumentParser:
     for name, measurement in MEASUREMENTS.items():
         add_options(commands.add_parser(name, help=measurement.help), measurement.passes, measurement.defaults[device])
     add_call_options(commands.add_parser("calls", help="what a call costs beside its arithmetic"))
+    add_training_options(commands.add_parser("training", help="a training step of a converted network"))
     comparison = commands.add_parser("compare", help="two results files side by side")
     comparison.add_argument("old", type=Path)
     comparison.add_argument("new", type=Path)

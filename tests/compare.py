@@ -21,6 +21,9 @@ _ADDITIONS = 16
 # The smallest positive float16 is 2^-24: what is rounded to it is off by up to half of that however small it is.
 _UNDERFLOW = {torch.float16: 2**-25}
 
+# The largest of many errors, ours and torch's, of sums in different order: how far the two are apart is luck.
+_AS_TORCHS = 8
+
 
 def wide(tensor: Tensor) -> Tensor:
     """In double precision."""
@@ -62,3 +65,19 @@ def assert_same_bits(actual: Tensor, expected: Tensor, what: str = "") -> None:
         found, wanted = getattr(actual, name), getattr(expected, name)
         assert found == wanted, f"{what}: {name} {found} instead of {wanted}"
     assert torch.equal(bits(actual), bits(expected)), f"{what}: the values differ"
+
+
+def assert_as_accurate(actual: Tensor, theirs: Tensor, exact: Tensor, what: str = "") -> None:
+    """Checks a result of many layers, for which nobody knows what rounding explains, by the errors of torch's own.
+
+    Args:
+        actual: Our result.
+        theirs: Torch's result of the same type.
+        exact: The same in double precision.
+        what: Named in the message.
+    """
+    error, their_error = (((wide(result) - exact).abs().max().item()) for result in (actual, theirs))
+    # Errors of results that cancel to nearly nothing are not small beside the result, but they are in both.
+    _, addition = _ROUNDING[actual.dtype]
+    allowed = _AS_TORCHS * their_error + _ADDITIONS * addition * exact.abs().max().item()
+    assert error <= allowed, f"{what}: off by {error:.3g}, torch's by {their_error:.3g}, allowed are {allowed:.3g}"

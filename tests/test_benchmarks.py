@@ -256,9 +256,35 @@ def test_calls_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert len(lines) == sum(entry["difference_us"]["median"] > entry["goal_us"] for entry in data["calls"])
 
 
+def test_training_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "training.json"
+    tiny = ["--batch", "4", "--size", "64", "--width", "8", "--seconds", "0.1", "--threads", "1"]
+    assert main(["training", *tiny, "--json", str(path)]) == 0
+    data = json.loads(path.read_text())
+    printed = capsys.readouterr().out
+    assert [entry["format"] for entry in data["steps"]] == list(FORMATS)
+    for entry in data["steps"]:
+        assert entry["rounds"] >= timing.MIN_ROUNDS
+        assert entry["gradient_error"] < 1e-4
+        assert f"step, {entry['format']}" in printed
+    missed = [entry for entry in data["steps"] if entry["ratio"]["median"] < entry["goal"]]
+    assert printed.count("MISSED") == len(missed)
+    assert data["conversion"]["modules"] == 53
+    assert data["conversion"]["copy_ms"]["median"] > data["conversion"]["inplace_ms"]["q1"] > 0
+    assert "convert(ResNet-50): " in printed
+
+
+def test_training_on_wrong_gradients_fails(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(uc.Conv2d, "_function", staticmethod(lambda *arguments: uc.conv2d(*arguments).roll(1, 2)))
+    tiny = ["--batch", "4", "--size", "64", "--width", "8", "--seconds", "0.1", "--threads", "1"]
+    assert main(["training", *tiny]) == 1
+    assert capsys.readouterr().out.count("WRONG: gradients differ by") == len(FORMATS)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["training", "--batch", "0"], "must be positive, but got 0"),
         (["calls", "--seconds", "0"], "must be positive, but got 0"),
         (["layers", "--dtype", "f31"], "must be among bf16, f16, tf32"),
         (["layers", "--rounds", "0"], "must be positive, but got 0"),

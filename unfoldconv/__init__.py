@@ -11,22 +11,30 @@ from ._build_info import build_info
 from ._explain import explain
 from ._geometry import GeometryError
 from ._settings import benchmark, workspace_limit
+from .convert import ConversionReport, conversion_report, convert, revert
 from .functional import *  # noqa: F403
 from .modules import *  # noqa: F403
+from .override import TorchOverride, override_torch
 
 __version__ = VERSION
 
 __all__ = [
+    "ConversionReport",
     "GeometryError",
+    "TorchOverride",
     "benchmark",
     "build_info",
     "distributed",
+    "conversion_report",
+    "convert",
     "explain",
     "functional",
     "jit",
     "modules",
     "onnx",
+    "override_torch",
     "reference",
+    "revert",
     "workspace_limit",
     *functional.__all__,
     *modules.__all__,

@@ -4,8 +4,10 @@ import functools
 from collections.abc import Callable
 from typing import ParamSpec
 
+import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from ._geometry import GeometryError, translated
 
@@ -45,3 +47,16 @@ def batched(name: str, tensor: Tensor, dim: int) -> tuple[Tensor, bool]:
         f"{name} must have {dim - 1} (unbatched) or {dim} (batched) dimensions (Expected {dim - 1}D (unbatched) or "
         f"{dim}D (batched) input), but got input of size: {list(tensor.shape)}"
     )
+
+
+def foreign(tensor: Tensor) -> str | None:
+    """What about a tensor the ops do not know, though torch's own may, if anything."""
+    if is_traceable_wrapper_subclass(tensor):
+        return f"is a {type(tensor).__name__}"
+    if tensor.device.type not in ("cpu", "cuda", "meta"):
+        return f"is on {tensor.device}"
+    if tensor.layout != torch.strided:
+        return f"has layout {tensor.layout}"
+    if tensor.is_quantized or tensor.dtype == torch.complex32:
+        return f"has dtype {tensor.dtype}"
+    return None

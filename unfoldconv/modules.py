@@ -195,6 +195,8 @@ class Fold(nn.Fold):
         True
     """
 
+    reduction: str = "sum"  # of the class too, for a torch.nn.Fold that was converted
+
     def __init__(
         self,
         output_size: IntOrTuple,
