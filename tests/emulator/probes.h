@@ -1,12 +1,17 @@
-// The kernels of probes.cu, by name.
+// The kernels of probes.cu and instruction_probes.cu, by name.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
 namespace unfoldconv::cuda {
+
+using Kernel = void (*)(const int*, int*);
+
+const std::map<std::string, Kernel>& instruction_kernels();
 
 // Runs a kernel on a grid of any shape, past launch.cuh.
 void probe(const std::string& name, const std::vector<unsigned>& grid, const std::vector<unsigned>& block,
