@@ -1,12 +1,11 @@
 // Stands in for csrc/cuda/intrinsics.cuh where kernels run on the CPU: the same functions in plain C++. What a fragment
-// holds stands there.
+// holds stands there, and so does the include of scalar.h, which may be that of an edited copy.
 #pragma once
 
 #include <bit>
 #include <cstdint>
 #include <type_traits>
 
-#include "../../csrc/scalar.h"
 #include "async_copies.h"
 #include "cuda_runtime.h"
 

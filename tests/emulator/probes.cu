@@ -179,6 +179,6 @@ void probe_divider(int bits, int count, const int64_t* dividends, int64_t diviso
   }
 }
 
-void set_limits(double index, int64_t blocks) { limits = {index, blocks}; }
+void set_limits(double index, int64_t blocks, int64_t busy) { limits = {index, blocks, busy}; }
 
 }  // namespace unfoldconv::cuda
