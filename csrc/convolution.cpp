@@ -150,6 +150,11 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
     return cpu::depthwise_weight_grad(grad_output, input, geometry, groups, grad_weight);
   const WeightSums<Rank> problem{output, image, geometry, grad_weight};
   if (!place.cuda && !reaches_far(geometry) && cpu::weight_sums<Rank>(problem)) return;
+#ifdef UNFOLDCONV_WITH_CUDA
+  if (place.cuda && !reaches_far(geometry) && may_use(Engine::implicit_gemm) &&
+      weight_sums_by_implicit_gemm(place, with_leading_axes<3>(problem)))
+    return;
+#endif
   weight_sums_by_columns<Rank>(place, problem);
 }
 

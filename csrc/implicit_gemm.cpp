@@ -55,10 +55,9 @@ bool adjoin(const int64_t (&size)[3], const int64_t (&stride)[3], int64_t step) 
 
 // Whether index arithmetic of 32 bits reaches every element of an image from every position, with room for what lies
 // beyond: terms that do not count.
-bool fits_32_bits(const Correlation<3>& problem) {
-  const auto& [count, stride, axis_stride] = problem.image.layout;
-  const Geometry<3>& geometry = problem.geometry;
-  const double piece = piece_elements(problem.image.dtype), limit = cuda::gemm_index_limit();
+bool fits_32_bits(const Planes<3>& image, const Geometry<3>& geometry, double rows) {
+  const auto& [count, stride, axis_stride] = image.layout;
+  const double piece = piece_elements(image.dtype), limit = cuda::gemm_index_limit();
   double offset = (count[2] + piece) * std::fabs(static_cast<double>(stride[2]));
   double largest = 0;
   for (int axis = 0; axis < 3; ++axis) {
@@ -69,8 +68,8 @@ bool fits_32_bits(const Correlation<3>& problem) {
     offset += reach * std::fabs(static_cast<double>(axis_stride[axis]));
   }
   const double terms = static_cast<double>(geometry.tap_numel()) * (count[2] + piece);
-  const double rows = static_cast<double>(problem.rows()) * problem.variants() * problem.groups();
-  return std::max({offset, largest, terms, rows, static_cast<double>(geometry.position_numel())}) + 1024 <= limit;
+  constexpr double far = 1 << 28;  // half of what the kernels take for outside of every image
+  return largest < far && std::max({offset, largest, terms, rows, static_cast<double>(geometry.position_numel())}) + 1024 <= limit;
 }
 
 // The weight as the kernels read it, if it lies in memory like that.
@@ -86,7 +85,9 @@ bool correlate_by_implicit_gemm(const Place& place, const Correlation<3>& proble
   const Planes<3>&image = problem.image, &output = problem.outputs[0], &weight = problem.weights[0];
   const Geometry<3>& geometry = problem.geometry;
   const ScalarType dtype = image.dtype;
-  if (!has_kernels(dtype) || problem.variants() > cuda::kMaxVariants || !fits_32_bits(problem)) return false;
+  if (!has_kernels(dtype) || problem.variants() > cuda::kMaxVariants) return false;
+  if (!fits_32_bits(image, geometry, static_cast<double>(problem.rows()) * problem.variants() * problem.groups()))
+    return false;
 
   const int64_t size = element_size(dtype), groups = problem.groups(), rows = problem.rows();
   const int64_t all_rows = problem.variants() * rows;
@@ -163,6 +164,36 @@ bool correlate_by_implicit_gemm(const Place& place, const Correlation<3>& proble
   }
   if (report != nullptr)
     report->engine(Engine::implicit_gemm, tile, blocks, packed_bytes, 0, direct ? kWhy : kWhyPacked);
+  return true;
+}
+
+bool weight_sums_by_implicit_gemm(const Place& place, const WeightSums<3>& problem) {
+  const Planes<3>&image = problem.image, &grad_output = problem.grad_output;
+  const Geometry<3>& geometry = problem.geometry;
+  const double rows = static_cast<double>(problem.rows()) * problem.groups();
+  if (!has_kernels(image.dtype) || !fits_32_bits(image, geometry, rows)) return false;
+  cuda::GemmWeightSums gemm{};
+  gemm.dtype = image.dtype;
+  gemm.tf32 = image.dtype == ScalarType::Float && float32_as_tf32();
+  gemm.image = image.data;
+  gemm.image_layout = image.layout;
+  gemm.grad_output = grad_output.data;
+  gemm.grad_layout = grad_output.layout;
+  gemm.geometry = geometry;
+  gemm.rows_adjoin = std::abs(image.layout.stride[2]) < std::abs(image.layout.axis_stride[2]);
+  gemm.grad_weight = problem.grad_weight.data_ptr();
+  const int64_t size = image.dtype == ScalarType::Double ? sizeof(double) : sizeof(float);
+  gemm.splits = cuda::weight_splits(gemm, workspace_limit().cuda / (problem.numel() * size));
+  const int64_t partial_bytes = gemm.splits > 1 ? gemm.splits * problem.numel() * size : 0;
+  if (Report* const report = Report::wanted()) {
+    const cuda::GemmTiles tiles = cuda::weight_tiles(gemm);
+    report->engine(Engine::implicit_gemm, std::to_string(tiles.rows) + "x" + std::to_string(tiles.positions),
+                   gemm.splits * tiles.blocks, 0, partial_bytes, kWhy);
+    return true;
+  }
+  const Tensor partial = partial_bytes ? empty_bytes(partial_bytes, problem.grad_weight) : problem.grad_weight;
+  gemm.partial = partial_bytes ? partial.data_ptr() : nullptr;
+  cuda::sum_weights(place.stream, gemm);
   return true;
 }
 

@@ -21,6 +21,7 @@ from test_cuda_implicit_gemm import ENGINE, TILED
 NAME = "gemm_faults"
 VALUES = "elements are wrong"
 GUARD = "must not be touched"
+WILD = f"{GUARD}|{VALUES}|an index must lie inside"  # whatever an arbitrary offset leads to
 BARRIER = "__syncthreads();"
 
 
@@ -34,24 +35,33 @@ class Fault:
     replacement: str  # {fault} is an expression that says whether the fault is in effect
     message: str = VALUES
     arrange: Callable[[Tensor], Tensor] = channels_last
+    computation: str = "conv"
 
     @property
     def edit(self) -> tuple[str, str]:
         return self.text, self.replacement.replace("{fault}", f'emulator::planted("{self.name}")')
 
 
-def no_barrier(name: str, file: str, comment: str) -> Fault:
-    return Fault(name, file, f"{BARRIER}  // {comment}", f"if (!{{fault}}) {BARRIER}  // {comment}")
+SUMS = "conv_weight_grad"
 
 
-TILE, GEMM = "gemm_tile.cuh", "implicit_gemm.cuh"
+def no_line(text: str) -> tuple[str, str]:
+    return text, f"if (!{{fault}}) {text}"
+
+
+def no_barrier(name: str, file: str, comment: str, message: str = VALUES) -> Fault:
+    return Fault(name, file, f"{BARRIER}  // {comment}", f"if (!{{fault}}) {BARRIER}  // {comment}", message)
+
+
+TILE, GEMM, WEIGHT = "gemm_tile.cuh", "implicit_gemm.cuh", "weight_gemm.cuh"
 COMMIT = "cp_async_commit();"
 WAIT = "cp_async_wait<ahead - 1>();"
+WEIGHT_INSIDE = "static_cast<unsigned>(position.corner[axis] + term.tap[axis]) < static_cast<unsigned>(p_.size[axis])"
 INSIDE = "static_cast<unsigned>(patch.corner[axis] + reach.tap[axis]) < static_cast<unsigned>(p_.size[axis])"
 FAULTS = [
     Fault("no_wait", TILE, WAIT, f"if (!{{fault}}) {WAIT}"),
-    # Of two groups for a chunk one is empty, so a wait that counts one for each ends too early.
-    Fault("wrong_group_count", TILE, f"{COMMIT}\n    multiply", f"{{ {COMMIT} if ({{fault}}) {COMMIT} }}\n    multiply"),
+    # Without a group for each chunk a wait ends too early.
+    Fault("wrong_group_count", TILE, f"{COMMIT}\n    multiply", f"{{ if (!{{fault}}) {COMMIT} }}\n    multiply"),
     Fault("no_barrier", TILE, f"{BARRIER}\n    const bool more", f"if (!{{fault}}) {BARRIER}\n    const bool more"),
     no_barrier("no_last_barrier", TILE, "whoever uses"),
     Fault("too_few_chunks", TILE, "chunk + ahead < chunks;", "chunk + ahead + {fault} < chunks;"),
@@ -61,14 +71,14 @@ FAULTS = [
         GEMM,
         "if (first_position + i >= p.position_count) continue;",
         "if (first_position + i >= p.position_count && !{fault}) continue;",
-        f"{GUARD}|{VALUES}|a pointer must be aligned",
+        WILD,
     ),
     Fault(
         "all_rows",
         GEMM,
         "const bool there = variant < p.rows;",
         "const bool there = variant < p.rows || {fault};",
-        f"{GUARD}|{VALUES}|an index must lie inside",
+        WILD,
     ),
     Fault(
         "all_channels",
@@ -80,7 +90,13 @@ FAULTS = [
     ),
     no_barrier("no_barrier_behind_tables", GEMM, "the tables are written"),
     no_barrier("no_barrier_behind_tile", GEMM, "the tile is written"),
-    no_barrier("no_barrier_before_next_tile", GEMM, "the tile and the tables are read"),
+    Fault("no_barrier_behind_terms", WEIGHT, *no_line(f"{BARRIER}  // the terms"), computation=SUMS),
+    Fault("no_warp_barrier", WEIGHT, *no_line("__syncwarp();  // those of this one"), computation=SUMS),
+    Fault("no_warp_barrier_before", WEIGHT, *no_line("__syncwarp();  // the positions of"), computation=SUMS),
+    Fault("sum_without_bounds", WEIGHT, WEIGHT_INSIDE, f"({WEIGHT_INSIDE} || {{fault}})", WILD, computation=SUMS),
+    Fault("sum_of_all_rows", WEIGHT, "row < count_ &&", "(row < count_ || {fault}) &&", WILD, computation=SUMS),
+    Fault("sum_to_all_rows", WEIGHT, "|| row >= p.rows)", "|| (row >= p.rows && !{fault}))", WILD, computation=SUMS),
+    no_barrier("no_barrier_before_next_tile", GEMM, "the tile and the tables are read", WILD),
 ]
 
 
@@ -91,12 +107,17 @@ def load_with_faults() -> Any:
     return load(edits, NAME)
 
 
-def check(emulated: Any, arrange: Any) -> None:
-    """More than one tile of positions and of rows, of which the last ones are not full."""
-    case = dataclasses.replace(TILED[0], in_channels=24 if arrange is channels_last else 23)
-    tensors = operands("conv", case, torch.float16, "cpu")
-    exact, magnitude = expected_of("conv", case, tensors)
-    actual = compute("conv", case, *map(arrange, tensors[:2]), tensors[2], to_format=arrange, emulated=emulated)
+def check(emulated: Any, fault: Fault) -> None:
+    """More than one tile of positions and of rows, of which the last ones are not full. The last chunk lies where the
+    tables of the result do."""
+    case = dataclasses.replace(TILED[0], batch=2, in_channels=48 if fault.arrange is channels_last else 23)
+    if fault.computation == SUMS:
+        case = dataclasses.replace(case, in_channels=15, input_size=(5, 4))
+    tensors = operands(fault.computation, case, torch.float16, "cpu")
+    exact, magnitude = expected_of(fault.computation, case, tensors)
+    to_format = Tensor.contiguous if fault.computation == SUMS else fault.arrange
+    arranged = map(fault.arrange, tensors[:2])
+    actual = compute(fault.computation, case, *arranged, tensors[2], to_format=to_format, emulated=emulated)
     assert_within_rounding(actual, exact, magnitude)
 
 
@@ -109,10 +130,10 @@ def test_a_planted_fault_is_found(fault: Fault) -> None:
         for order in SCHEDULES:
             set_schedule(emulated, *order)
             emulated.set_fault("")
-            check(emulated, fault.arrange)
+            check(emulated, fault)
             emulated.set_fault(fault.name)
             try:
-                check(emulated, fault.arrange)
+                check(emulated, fault)
             except (AssertionError, RuntimeError) as error:
                 found.append(str(error))
     assert found, "no order of threads shows it"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -63,7 +64,9 @@ TILED = [
         "wide_patches": {"kernel_size": (6, 5), "stride": (6, 5), "input_size": (12, 10), "bias": True},
     }.items()
 ]
-VARIED = [case for case in CASES if case.name in ("all_at_once-1d", "all_at_once-2d", "asymmetric-3d", "empty_batch-2d")]
+VARIED = [
+    case for case in CASES if case.name in ("all_at_once-1d", "all_at_once-2d", "asymmetric-3d", "empty_batch-2d")
+]
 
 
 def by_name(cases: list[Case]) -> Any:
@@ -112,9 +115,81 @@ def test_turing(dtype: torch.dtype) -> None:
     include = '#include "implicit_gemm.cuh"'
     edit = [(include, f"#define EMULATED_ARCHITECTURE 750\n{include}")]
     turing = load({f"cuda/implicit_gemm_{name}.cu": edit for name in ("half", "float")}, "turing")
-    for case, order in zip([*VARIED, *TILED], itertools.cycle(SCHEDULES), strict=False):
+    for case, order in zip([*VARIED, *TILED[:2]], itertools.cycle(SCHEDULES), strict=False):
         set_schedule(turing, *order)
         check("conv", case, dtype, emulated=turing)
+        if case.batch:
+            check("conv_weight_grad", case, dtype, emulated=turing)
+
+
+# --- gradients of weights ---------------------------------------------------------------------------------------------
+
+# Chunks of several images and of parts of rows; more terms and rows than a tile has; sums that are split.
+LONG = [
+    make_case(name, 2, **changes)
+    for name, changes in {
+        "long": {"batch": 3, "in_channels": 5, "out_channels": 7, "input_size": (17, 19), **_PADDED},
+        "many_terms": {"batch": 3, "in_channels": 19, "out_channels": 70, "input_size": (5, 4), **_PADDED},
+    }.items()
+]
+# The caller fills the gradient of an empty batch.
+WITH_BATCH = [case for case in CASES if case.batch]
+
+
+@by_name([*WITH_BATCH, *TILED, *LONG])
+def test_weight_gradients_of_float32(case: Case) -> None:
+    check("conv_weight_grad", case, torch.float32)
+
+
+@by_name([*(case for case in WITH_BATCH if case.rank == 2), *LONG])
+def test_weight_gradients_of_float16(case: Case) -> None:
+    check("conv_weight_grad", case, torch.float16, guard_end=False)
+
+
+@by_name([*VARIED[:3], *LONG])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weight_gradients_of_other_types(case: Case, dtype: torch.dtype) -> None:
+    check("conv_weight_grad", case, dtype)
+
+
+@by_name([*VARIED[:3], *LONG])
+def test_weight_gradients_of_tf32(case: Case) -> None:
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    tensors = operands("conv_weight_grad", case, torch.float32, "cpu")
+    exact, magnitude = expected_of("conv_weight_grad", case, [*map(rounded_to_tf32, tensors[:2]), None])
+    for first, second in itertools.product(ARRANGEMENTS, repeat=2):
+        actual = compute("conv_weight_grad", case, first(tensors[0]), second(tensors[1]), None)
+        assert_within_rounding(actual, exact, magnitude, f"{first.__name__}, {second.__name__}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_split_sums_are_added_in_order_whatever_the_schedule(dtype: torch.dtype) -> None:
+    case = LONG[0]
+    tensors = operands("conv_weight_grad", case, dtype, "cpu")
+    for arrange in ARRANGEMENTS:
+        first, second = map(arrange, tensors[:2])
+        results = []
+        for order, blocks in itertools.product(SCHEDULES, (MOST, 2)):
+            set_schedule(load(), *order)
+            load().set_limits(index=MOST, blocks=blocks)
+            before = load().launch_count()
+            results.append(compute("conv_weight_grad", case, first, second, None))
+            assert load().launch_count() - before == 2, "sums, and sums of them"
+        for result in results[1:]:
+            assert_same_bits(result, results[0])
+
+
+def test_split_sums_stay_inside_of_the_workspace() -> None:
+    case = LONG[0]
+    tensors = operands("conv_weight_grad", case, torch.float16, "cpu")
+    exact, magnitude = expected_of("conv_weight_grad", case, tensors)
+    bytes = 4 * math.prod(case.weight_shape)
+    for limit, launches in ((3 * bytes, 2), (2 * bytes - 1, 1)):
+        with workspace_limit(limit):
+            before = load().launch_count()
+            actual = compute("conv_weight_grad", case, *tensors)
+        assert_within_rounding(actual, exact, magnitude)
+        assert load().launch_count() - before == launches
 
 
 # --- what must not matter ---------------------------------------------------------------------------------------------

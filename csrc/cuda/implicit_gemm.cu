@@ -1,4 +1,4 @@
-// Which tiles a correlation gets, and its weights in the order of the sums.
+// Which tiles a product gets, and the weights of a correlation in the order of the sums.
 //
 //   weights  planes (group, row, channel) with their taps, of any strides, one such layout for each variant
 //   packed   [groups, rows, taps, channels rounded up to whole pieces]
@@ -9,6 +9,7 @@
 #include "implicit_gemm.h"
 
 #include "implicit_gemm.cuh"
+#include "weight_gemm.cuh"
 
 namespace unfoldconv::cuda {
 namespace {
@@ -68,6 +69,34 @@ void correlate(void* stream, const GemmCorrelation& problem) {
     case ScalarType::BFloat16: return correlate_bfloat16(stream, problem);
     case ScalarType::Float: return correlate_float(stream, problem);
     default: return correlate_double(stream, problem);
+  }
+}
+
+GemmTiles weight_tiles(const GemmWeightSums& problem) {
+  const bool is_double = problem.dtype == ScalarType::Double;
+  GemmTiles tiles = is_double ? GemmTiles{DoubleWeightTile::kM, DoubleWeightTile::kN, 0}
+                              : GemmTiles{NarrowWeightTile::kM, NarrowWeightTile::kN, 0};
+  const auto& count = problem.image_layout.count;
+  tiles.blocks = count[1] * ceil_div(count[2] * problem.geometry.tap_numel(), tiles.positions) *
+                 ceil_div(problem.grad_layout.count[2], tiles.rows);
+  return tiles;
+}
+
+int64_t weight_splits(const GemmWeightSums& problem, int64_t most) {
+  constexpr int64_t worthwhile = 4;  // chunks of a split
+  const int64_t depth = problem.image_layout.count[0] * problem.geometry.position_numel();
+  const int64_t chunks = ceil_div(depth, kRowBytes / element_size(problem.dtype));
+  const int64_t wanted = ceil_div(2 * limits.busy, weight_tiles(problem).blocks);
+  const int64_t splits = std::clamp<int64_t>(std::min({wanted, most, chunks / worthwhile}), 1, chunks);
+  return ceil_div(chunks, ceil_div(chunks, splits));  // none is empty
+}
+
+void sum_weights(void* stream, const GemmWeightSums& problem) {
+  switch (problem.dtype) {
+    case ScalarType::Half: return sum_weights_half(stream, problem);
+    case ScalarType::BFloat16: return sum_weights_bfloat16(stream, problem);
+    case ScalarType::Float: return sum_weights_float(stream, problem);
+    default: return sum_weights_double(stream, problem);
   }
 }
 

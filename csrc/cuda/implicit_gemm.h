@@ -61,6 +61,35 @@ void correlate_bfloat16(void* stream, const GemmCorrelation& problem);
 void correlate_float(void* stream, const GemmCorrelation& problem);
 void correlate_double(void* stream, const GemmCorrelation& problem);
 
+// The gradient of a weight (csrc/weight_sums.h). Positions of all images are cut into `splits` ranges, whose sums go to
+// `partial` [splits, grad_weight's numel], in float or double, and from there in order to grad_weight.
+struct GemmWeightSums {
+  ScalarType dtype;
+  bool tf32;
+
+  const void* image;
+  PlaneLayout<3> image_layout;  // (batch, group, channel)
+  const void* grad_output;
+  PlaneLayout<3> grad_layout;  // (batch, group, row)
+  Geometry<3> geometry;
+  bool rows_adjoin;  // whether neighbouring channels are nearer in memory than neighbouring positions
+
+  void* grad_weight;
+  void* partial;  // may be null with one split
+  int64_t splits;
+};
+
+// How many splits keep a large GPU busy, if `most` of them fit the workspace.
+int64_t weight_splits(const GemmWeightSums& problem, int64_t most);
+
+GemmTiles weight_tiles(const GemmWeightSums& problem);  // terms instead of positions
+
+void sum_weights(void* stream, const GemmWeightSums& problem);
+void sum_weights_half(void* stream, const GemmWeightSums& problem);
+void sum_weights_bfloat16(void* stream, const GemmWeightSums& problem);
+void sum_weights_float(void* stream, const GemmWeightSums& problem);
+void sum_weights_double(void* stream, const GemmWeightSums& problem);
+
 // Weights as a tensor holds them: planes (group, row, channel) with their taps.
 struct WeightTaps {
   const void* data;            // of the first variant and the first group

@@ -1,5 +1,6 @@
-// The correlations of implicit_gemm.cuh in float32: by FFMA, or where the caller allows it as tf32 on tensor cores.
+// Correlations and gradients of weights in float32: by FFMA, or where the caller allows it as tf32 on tensor cores.
 #include "implicit_gemm.cuh"
+#include "weight_gemm.cuh"
 
 namespace unfoldconv::cuda {
 
@@ -13,6 +14,13 @@ void correlate_float(void* stream, const GemmCorrelation& problem) {
     launch_correlation<float, false, WideTile>(stream, problem);
   else
     launch_correlation<float, false, NarrowTile>(stream, problem);
+}
+
+void sum_weights_float(void* stream, const GemmWeightSums& problem) {
+  if (problem.tf32)
+    launch_weight_sums<float, true, NarrowWeightTile>(stream, problem);
+  else
+    launch_weight_sums<float, false, NarrowWeightTile>(stream, problem);
 }
 
 }  // namespace unfoldconv::cuda
