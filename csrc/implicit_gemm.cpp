@@ -69,7 +69,8 @@ bool fits_32_bits(const Planes<3>& image, const Geometry<3>& geometry, double ro
   }
   const double terms = static_cast<double>(geometry.tap_numel()) * (count[2] + piece);
   constexpr double far = 1 << 28;  // half of what the kernels take for outside of every image
-  return largest < far && std::max({offset, largest, terms, rows, static_cast<double>(geometry.position_numel())}) + 1024 <= limit;
+  return largest < far &&
+         std::max({offset, largest, terms, rows, static_cast<double>(geometry.position_numel())}) + 1024 <= limit;
 }
 
 // The weight as the kernels read it, if it lies in memory like that.
@@ -107,13 +108,12 @@ bool correlate_by_implicit_gemm(const Place& place, const Correlation<3>& proble
     taps.variant_offset[variant] = (problem.weights[variant].data - weight.data) / size;
   }
   if (gemm.rows_adjoin)
-    gemm.output_pieces = problem.variants() == 1 &&
-                         in_pieces(output.data, dtype, {rows, stride[2]},
-                                   {{count[0], stride[0]},
-                                    {count[1], stride[1]},
-                                    {geometry.positions[0], axis_stride[0]},
-                                    {geometry.positions[1], axis_stride[1]},
-                                    {geometry.positions[2], axis_stride[2]}});
+    gemm.output_pieces = problem.variants() == 1 && in_pieces(output.data, dtype, {rows, stride[2]},
+                                                              {{count[0], stride[0]},
+                                                               {count[1], stride[1]},
+                                                               {geometry.positions[0], axis_stride[0]},
+                                                               {geometry.positions[1], axis_stride[1]},
+                                                               {geometry.positions[2], axis_stride[2]}});
   else
     gemm.output_pieces = problem.variants() == 1 && adjoin(geometry.positions, axis_stride, 1) &&
                          in_pieces(output.data, dtype, {positions, 1},

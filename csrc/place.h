@@ -40,7 +40,8 @@ inline bool float32_as_tf32() {
   enum class Precision { none, ieee, tf32 };
   using Function = Precision (*)(const void* context, Backend, Op);
   static void* const library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
-  static const auto context = reinterpret_cast<void* (*)()>(library ? dlsym(library, "_ZN2at13globalContextEv") : nullptr);
+  static const auto context =
+      reinterpret_cast<void* (*)()>(library ? dlsym(library, "_ZN2at13globalContextEv") : nullptr);
   static const auto precision = reinterpret_cast<Function>(
       library ? dlsym(library, "_ZNK2at7Context16float32PrecisionENS_14Float32BackendENS_9Float32OpE") : nullptr);
   return context != nullptr && precision != nullptr && precision(context(), Backend::cuda, Op::conv) == Precision::tf32;

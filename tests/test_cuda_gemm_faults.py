@@ -15,7 +15,7 @@ from compare import assert_within_rounding
 from computations import expected_of, operands
 from emulator.build import load
 from emulator.convolutions import compute, forced
-from emulator.kernels import MOST, SCHEDULES, set_schedule
+from emulator.kernels import MOST, WARP_SCHEDULES, set_schedule
 from test_cuda_implicit_gemm import ENGINE, TILED
 
 NAME = "gemm_faults"
@@ -42,6 +42,7 @@ class Fault:
         return self.text, self.replacement.replace("{fault}", f'emulator::planted("{self.name}")')
 
 
+plain = Tensor.contiguous
 SUMS = "conv_weight_grad"
 
 
@@ -90,7 +91,7 @@ FAULTS = [
     ),
     no_barrier("no_barrier_behind_tables", GEMM, "the tables are written"),
     no_barrier("no_barrier_behind_tile", GEMM, "the tile is written"),
-    Fault("no_barrier_behind_terms", WEIGHT, *no_line(f"{BARRIER}  // the terms"), computation=SUMS),
+    Fault("no_barrier_behind_terms", WEIGHT, *no_line(f"{BARRIER}  // the terms"), VALUES, plain, SUMS),
     Fault("no_warp_barrier", WEIGHT, *no_line("__syncwarp();  // those of this one"), computation=SUMS),
     Fault("no_warp_barrier_before", WEIGHT, *no_line("__syncwarp();  // the positions of"), computation=SUMS),
     Fault("sum_without_bounds", WEIGHT, WEIGHT_INSIDE, f"({WEIGHT_INSIDE} || {{fault}})", WILD, computation=SUMS),
@@ -127,7 +128,7 @@ def test_a_planted_fault_is_found(fault: Fault) -> None:
     emulated.set_limits(index=MOST, blocks=2)  # more than one tile for each block
     found = []
     with forced(ENGINE, NAME):
-        for order in SCHEDULES:
+        for order in WARP_SCHEDULES:
             set_schedule(emulated, *order)
             emulated.set_fault("")
             check(emulated, fault)

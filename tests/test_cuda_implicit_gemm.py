@@ -15,7 +15,7 @@ from compare import assert_same_bits, assert_within_rounding
 from computations import expected_of, operands
 from emulator.build import load
 from emulator.convolutions import compute, engines, forced, workspace_limit
-from emulator.kernels import MOST, SCHEDULES, reset, set_schedule
+from emulator.kernels import MOST, WARP_SCHEDULES, reset, set_schedule
 
 ARRANGEMENTS: tuple[Callable[[Tensor], Tensor], ...] = (Tensor.contiguous, channels_last)
 ENGINE = "implicit_gemm"
@@ -115,7 +115,7 @@ def test_turing(dtype: torch.dtype) -> None:
     include = '#include "implicit_gemm.cuh"'
     edit = [(include, f"#define EMULATED_ARCHITECTURE 750\n{include}")]
     turing = load({f"cuda/implicit_gemm_{name}.cu": edit for name in ("half", "float")}, "turing")
-    for case, order in zip([*VARIED, *TILED[:2]], itertools.cycle(SCHEDULES), strict=False):
+    for case, order in zip([*VARIED, *TILED[:2]], itertools.cycle(WARP_SCHEDULES), strict=False):
         set_schedule(turing, *order)
         check("conv", case, dtype, emulated=turing)
         if case.batch:
@@ -169,7 +169,7 @@ def test_split_sums_are_added_in_order_whatever_the_schedule(dtype: torch.dtype)
     for arrange in ARRANGEMENTS:
         first, second = map(arrange, tensors[:2])
         results = []
-        for order, blocks in itertools.product(SCHEDULES, (MOST, 2)):
+        for order, blocks in itertools.product(WARP_SCHEDULES, (MOST, 2)):
             set_schedule(load(), *order)
             load().set_limits(index=MOST, blocks=blocks)
             before = load().launch_count()
@@ -201,7 +201,7 @@ def test_the_order_of_threads_and_blocks_does_not_matter(case: Case, dtype: torc
     first, second, bias = operands("conv", case, dtype, "cpu")
     for arrange in ARRANGEMENTS:
         results = []
-        for order, blocks in itertools.product(SCHEDULES, (MOST, 2)):
+        for order, blocks in itertools.product(WARP_SCHEDULES, (MOST, 2)):
             set_schedule(load(), *order)
             load().set_limits(index=MOST, blocks=blocks)
             results.append(compute("conv", case, arrange(first), second, bias, to_format=arrange))

@@ -1,9 +1,10 @@
-// The matrix product of one block: sum [M, N] = left [M, depth] @ right [N, depth]^T, tile by tile through shared memory.
+// The matrix product of one block: sum [M, N] = left [M, depth] @ right [N, depth]^T, tile by tile through shared
+// memory.
 //
-// A chunk of the depth is 64 bytes of every row of both operands, whatever the type: 4 pieces of 16 bytes. Loaders bring
-// the rows of a chunk into a slot of shared memory; warps multiply the chunk in one slot while the next ones are on their
-// way to the others. Each warp owns a part [kWarpM, 32] of the sum, and lane 4 g + t of it the elements (8 i + g,
-// 8 j + 2 t) and the next column of each, for all i and j: the fragments of every mma are that, and the plain
+// A chunk of the depth is 64 bytes of every row of both operands, whatever the type: 4 pieces of 16 bytes. Loaders
+// bring the rows of a chunk into a slot of shared memory; warps multiply the chunk in one slot while the next ones are
+// on their way to the others. Each warp owns a part [kWarpM, 32] of the sum, and lane 4 g + t of it the elements (8 i +
+// g, 8 j + 2 t) and the next column of each, for all i and j: the fragments of every mma are that, and the plain
 // multiply-and-add (FFMA) keeps to it. The order in which an element is summed follows from the depth alone.
 #pragma once
 
@@ -56,6 +57,11 @@ constexpr Instruction instruction_of() {
   return Tf32 ? Instruction::mma_tf32 : Instruction::fma;
 }
 
+// For __launch_bounds__: of how many blocks a multiprocessor must have room for the registers. FFMA needs more of them.
+template <class T, bool Tf32, class Shape>
+constexpr int kGemmBlocks =
+    kArchitecture >= 800 && Shape::kThreads == 256 && instruction_of<T, Tf32>() != Instruction::fma ? 2 : 1;
+
 template <class T, int WarpM>
 using WarpSum = Accumulator<T>[WarpM / 8][kWarpN / 8][2];
 
@@ -79,8 +85,7 @@ __device__ __forceinline__ void multiply_by_fma(WarpSum<T, WarpM>& sum, const un
 #pragma unroll
         for (int k = 0; k < Piece<T>::kCount; ++k)
 #pragma unroll
-          for (int i = 0; i < WarpM / 8; ++i)
-            sum[i][j][e] += convert<Sum>(a[i].value[k]) * convert<Sum>(b.value[k]);
+          for (int i = 0; i < WarpM / 8; ++i) sum[i][j][e] += convert<Sum>(a[i].value[k]) * convert<Sum>(b.value[k]);
       }
     }
   }

@@ -6,9 +6,8 @@
 //   packed[g, variant and row, tap, c] = weights[variant][g, row, c, tap], or 0 behind the last channel
 //
 // Every element of packed is written by one thread; neighbouring threads write neighbouring channels.
-#include "implicit_gemm.h"
-
 #include "implicit_gemm.cuh"
+#include "implicit_gemm.h"
 #include "weight_gemm.cuh"
 
 namespace unfoldconv::cuda {
@@ -34,8 +33,8 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t row = order.rows_of_variant.divide(variant);
     int64_t index[3];
     order.kernel(tap, index);
-    int64_t offset = order.variant_offset[variant] + rest * order.stride[0] + row * order.stride[1] +
-                     channel * order.stride[2];
+    int64_t offset =
+        order.variant_offset[variant] + rest * order.stride[0] + row * order.stride[1] + channel * order.stride[2];
 #pragma unroll
     for (int axis = 0; axis < 3; ++axis) offset += index[axis] * order.axis_stride[axis];
     packed[item] = channel < order.channels ? weights[offset] : T{};

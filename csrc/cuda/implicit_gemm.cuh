@@ -7,9 +7,9 @@
 //   output [positions, rows] = bias + patches [positions, terms] @ weight^T      for each group
 //   patches[p, (tap, channel)] = image[channel, p * stride - padding_low + tap * dilation], or 0 outside the image
 //
-// The matrix of patches exists a tile at a time, in shared memory. A block owns the output of kM positions, counted over
-// all images, and of kN rows of one group: every element of the output is written by one thread, and its sum depends on
-// nothing but its own patch and row. Offsets inside an image fit 32 bits.
+// The matrix of patches exists a tile at a time, in shared memory. A block owns the output of kM positions, counted
+// over all images, and of kN rows of one group: every element of the output is written by one thread, and its sum
+// depends on nothing but its own patch and row. Offsets inside an image fit 32 bits.
 #pragma once
 
 #include "gemm_tile.cuh"
@@ -109,8 +109,8 @@ struct CorrelationParameters {
 // positions.
 template <class T, bool Pieces, int Rows, int Threads>
 class PatchRows {
-  static constexpr int kCount = Rows * kPieces / Threads;             // pieces of a thread
-  static constexpr int kPatches = Pieces ? kCount : 1;                // positions of a thread
+  static constexpr int kCount = Rows * kPieces / Threads;                // pieces of a thread
+  static constexpr int kPatches = Pieces ? kCount : 1;                   // positions of a thread
   static constexpr bool kByElement = kHasAsyncCopies && sizeof(T) >= 4;  // copies of one element
 
  public:
@@ -237,7 +237,7 @@ struct Staging {
   static constexpr int kPositionPitch = kRows * static_cast<int>(sizeof(T)) + kPad;
   static constexpr int kRowPitch = Shape::kM * static_cast<int>(sizeof(T)) + kPad;
 
-  alignas(16) unsigned char tile[std::max(Shape::kM * kPositionPitch, kRows * kRowPitch)];
+  alignas(16) unsigned char tile[std::max(Shape::kM * kPositionPitch, kRows* kRowPitch)];
   int64_t position_offset[Shape::kM], row_offset[kRows];
   Accumulator<T> bias[kRows];
 
@@ -321,7 +321,7 @@ __device__ __forceinline__ void store_sum(const CorrelationParameters<T>& p, Sta
 // --- the kernel ------------------------------------------------------------------------------------------------------
 
 template <class T, bool Tf32, class Shape, bool Pieces>
-__global__ void __launch_bounds__(Shape::kThreads)
+__global__ void __launch_bounds__(Shape::kThreads, (kGemmBlocks<T, Tf32, Shape>))
     correlate_tiles(const __grid_constant__ CorrelationParameters<T> p) {
   union Memory {
     alignas(16) unsigned char slots[Shape::kSlots * Shape::kSlotBytes];

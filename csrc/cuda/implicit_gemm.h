@@ -10,7 +10,7 @@ namespace unfoldconv::cuda {
 
 using torch::headeronly::ScalarType;
 
-constexpr int kMaxVariants = 64;   // outputs that share their columns
+constexpr int kMaxVariants = 64;     // outputs that share their columns
 constexpr int kGemmPieceBytes = 16;  // terms are counted in pieces of so many bytes
 
 // The terms of a sum are ordered by tap, then by channel, and the channels of a tap fill whole pieces: the last one may
@@ -26,14 +26,14 @@ struct GemmCorrelation {
   ScalarType dtype;
   bool tf32;  // whether Float may be multiplied as tf32
 
-  const void* image;          // where the first group begins
+  const void* image;            // where the first group begins
   PlaneLayout<3> image_layout;  // (batch, group, channel)
-  bool image_pieces;          // whether the channels of a tap lie in memory as pieces
+  bool image_pieces;            // whether the channels of a tap lie in memory as pieces
   Geometry<3> geometry;
 
   WeightMatrix weight;  // of the groups and rows of this part
 
-  void* output;                // of the first variant, where the first group begins
+  void* output;                  // of the first variant, where the first group begins
   PlaneLayout<3> output_layout;  // (batch, group, row of a variant)
   int64_t variant_offset[kMaxVariants];
   bool rows_adjoin;    // whether neighbouring rows are nearer in memory than neighbouring positions
@@ -92,7 +92,7 @@ void sum_weights_double(void* stream, const GemmWeightSums& problem);
 
 // Weights as a tensor holds them: planes (group, row, channel) with their taps.
 struct WeightTaps {
-  const void* data;            // of the first variant and the first group
+  const void* data;  // of the first variant and the first group
   PlaneLayout<3> layout;
   int64_t variant_offset[kMaxVariants];
   int64_t kernel[3];

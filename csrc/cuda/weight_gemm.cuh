@@ -8,9 +8,9 @@
 //   sum [terms, rows] = patches^T [terms, positions] @ grad_output^T [rows, positions]^T      for each group
 //   patches[p, (tap, channel)] = image[channel, p * stride - padding_low + tap * dilation], or 0 outside the image
 //
-// The depth of the product is the positions of all images, one after the other. A block owns the sums of kM terms and kN
-// rows of one group over one range of the depth, a split; every element is written by one thread. Where there is more
-// than one split, a second kernel adds them up in order.
+// The depth of the product is the positions of all images, one after the other. A block owns the sums of kM terms and
+// kN rows of one group over one range of the depth, a split; every element is written by one thread. Where there is
+// more than one split, a second kernel adds them up in order.
 #pragma once
 
 #include "gemm_tile.cuh"
@@ -179,10 +179,7 @@ class PatchTerms {
  public:
   __device__ __forceinline__ PatchTerms(const WeightParameters<T>& p, WeightMemory<T, Shape>& memory, int64_t group,
                                         int first_term, int64_t first_position)
-      : p_(p),
-        memory_(memory),
-        image_(p.image + group * p.image_group_stride),
-        first_position_(first_position) {
+      : p_(p), memory_(memory), image_(p.image + group * p.image_group_stride), first_position_(first_position) {
     for (int i = threadIdx.x; i < Shape::kM; i += Shape::kThreads) {
       Term& term = memory.terms[i];
       int tap = first_term + i;
@@ -252,8 +249,8 @@ class PatchTerms {
 template <class T, bool RowsAdjoin, class Shape>
 class GradRows {
  public:
-  __device__ __forceinline__ GradRows(const WeightParameters<T>& p, const WeightMemory<T, Shape>& memory,
-                                      int64_t group, int first_row)
+  __device__ __forceinline__ GradRows(const WeightParameters<T>& p, const WeightMemory<T, Shape>& memory, int64_t group,
+                                      int first_row)
       : p_(p),
         memory_(memory),
         begin_(p.grad_output + group * p.grad_group_stride + first_row * p.grad_row_stride),
@@ -279,8 +276,7 @@ class GradRows {
 // --- the kernels -----------------------------------------------------------------------------------------------------
 
 template <class T, bool Tf32, class Shape, bool RowsAdjoin>
-__global__ void __launch_bounds__(Shape::kThreads)
-    sum_weights(const __grid_constant__ WeightParameters<T> p) {
+__global__ void __launch_bounds__(Shape::kThreads) sum_weights(const __grid_constant__ WeightParameters<T> p) {
   __shared__ WeightMemory<T, Shape> memory;
 
   for_each_tile(p.tiles, [&](int64_t tile) {

@@ -11,8 +11,8 @@ from types import ModuleType
 
 from torch.utils.cpp_extension import include_paths, library_paths
 
-from unfoldconv._build.recipe import TORCH_TARGET
 from unfoldconv._build.objects import Compilation, compile_all, exclusive, link
+from unfoldconv._build.recipe import TORCH_TARGET
 
 EMULATOR = Path(__file__).parent
 ROOT = EMULATOR.parents[1]

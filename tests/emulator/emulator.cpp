@@ -178,15 +178,20 @@ void run_block(std::vector<int>& turns, std::mt19937& random) {
   }
   while (true) {
     if (order == Order::shuffled) std::shuffle(turns.begin(), turns.end(), random);
-    bool progress = false;
-    for (const int turn : turns) {
-      Fiber& fiber = grid->fibers[turn];
-      if (fiber.state != State::ready) continue;
-      progress = true;
-      grid->running = &fiber;
-      threadIdx = fiber.index;
-      swapcontext(&grid->scheduler, &fiber.context);
-      if (!grid->error.empty()) throw std::runtime_error(grid->error);
+    bool progress = false, again = false;
+    for (size_t i = 0; i < turns.size(); ++i) {
+      Fiber& fiber = grid->fibers[turns[i]];
+      if (fiber.state == State::ready) {
+        progress = again = true;
+        grid->running = &fiber;
+        threadIdx = fiber.index;
+        swapcontext(&grid->scheduler, &fiber.context);
+        if (!grid->error.empty()) throw std::runtime_error(grid->error);
+      }
+      const bool end_of_warp = i % 32 == 31 || i + 1 == turns.size();
+      if (order != Order::by_warp || !end_of_warp) continue;
+      if (again) i = i / 32 * 32 - 1;
+      again = false;
     }
     if (std::all_of(grid->fibers.begin(), grid->fibers.end(), [](auto& fiber) { return fiber.state == State::done; }))
       return;

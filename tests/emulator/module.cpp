@@ -115,7 +115,8 @@ PYBIND11_MODULE(emulated, module) {
   py::enum_<emulator::Order>(module, "Order", py::module_local())
       .value("forward", emulator::Order::forward)
       .value("reverse", emulator::Order::reverse)
-      .value("shuffled", emulator::Order::shuffled);
+      .value("shuffled", emulator::Order::shuffled)
+      .value("by_warp", emulator::Order::by_warp);
   module.def("set_schedule", emulator::set_schedule, py::arg("order"), py::arg("seed") = 0);
   module.def("set_limits", cuda::set_limits, py::arg("index"), py::arg("blocks"), py::arg("busy") = 128);
   module.def("set_fault", [](const std::string& name) { emulator::fault = name; });

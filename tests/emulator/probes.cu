@@ -24,6 +24,14 @@ __global__ void reverse_without_barrier(const int* in, int* out) {
   out[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
 }
 
+__global__ void reverse_behind_warp_barrier(const int* in, int* out) {
+  __shared__ int shared[kMost];
+  shared[threadIdx.x] = in[threadIdx.x];
+  __syncwarp();
+  __syncwarp();
+  out[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
+}
+
 __global__ void reverse_in_dynamic_memory(const int* in, int* out) {
   auto* shared = static_cast<int*>(emulator::dynamic_shared());
   shared[threadIdx.x] = in[threadIdx.x];
@@ -126,6 +134,7 @@ __global__ void count_items(const int* in, int* out) {
 const std::map<std::string, Kernel> kKernels = {
     {"reverse", reverse},
     {"reverse_without_barrier", reverse_without_barrier},
+    {"reverse_behind_warp_barrier", reverse_behind_warp_barrier},
     {"reverse_in_dynamic_memory", reverse_in_dynamic_memory},
     {"return_before_barrier", return_before_barrier},
     {"wait_at_two_barriers", wait_at_two_barriers},
