@@ -9,6 +9,7 @@
 #include "cpu/turned_weight.h"
 #include "cpu/weight_sums.h"
 #include "engine.h"
+#include "implicit_gemm.h"
 #include "phases.h"
 #include "planes.h"
 
@@ -20,7 +21,13 @@ void correlate(const Place& place, const Correlation<Rank>& problem) {
   if (problem.batch() * problem.groups() * problem.rows() * problem.geometry.position_numel() == 0) return;
   // Sums of nothing are the business of the columns engine.
   const bool empty = problem.channels() * problem.geometry.tap_numel() == 0;
-  if (!place.cuda && !empty && !reaches_far(problem.geometry) && cpu::correlate<Rank>(problem)) return;
+  const bool near = !empty && !reaches_far(problem.geometry);
+  if (!place.cuda && near && cpu::correlate<Rank>(problem)) return;
+#ifdef UNFOLDCONV_WITH_CUDA
+  if (place.cuda && near && may_use(Engine::implicit_gemm) &&
+      correlate_by_implicit_gemm(place, with_leading_axes<3>(problem)))
+    return;
+#endif
   correlate_by_columns<Rank>(place, problem);
 }
 
@@ -90,7 +97,8 @@ void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor
   if (!place.cuda && !reaches_far(geometry)) turned = cpu::turned_weight<Rank>(weights, geometry, output, grad_output);
   if (turned) weights = turned->planes;
   const int64_t rows = input.layout.count[2];
-  const int64_t longest_run = longest_shared_run<Rank>(place, rows, weights.dtype);
+  int64_t longest_run = longest_shared_run<Rank>(place, rows, weights.dtype);
+  if (place.cuda) longest_run = std::min(longest_run, kLongestCudaRun);
   std::vector<AxisPhase> axes[Rank];
   int64_t combinations[Rank];
   for (int axis = 0; axis < Rank; ++axis) {
@@ -150,6 +158,11 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
     return cpu::depthwise_weight_grad(grad_output, input, geometry, groups, grad_weight);
   const WeightSums<Rank> problem{output, image, geometry, grad_weight};
   if (!place.cuda && !reaches_far(geometry) && cpu::weight_sums<Rank>(problem)) return;
+#ifdef UNFOLDCONV_WITH_CUDA
+  if (place.cuda && !reaches_far(geometry) && may_use(Engine::implicit_gemm) &&
+      weight_sums_by_implicit_gemm(place, with_leading_axes<3>(problem)))
+    return;
+#endif
   weight_sums_by_columns<Rank>(place, problem);
 }
 

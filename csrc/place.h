@@ -31,6 +31,21 @@ inline void* current_cuda_stream(int32_t device) {
     refuse("torch must give its current CUDA stream, but its library libtorch_cuda.so did not");
   return stream;
 }
+
+// Whether torch's own convolutions may round float32 to tf32 on CUDA: `torch.backends.cudnn.conv.fp32_precision`. The
+// stable ABI does not say, so the answer is that of a function of libtorch, and no where a torch has no such function.
+inline bool float32_as_tf32() {
+  enum class Backend { generic, cuda };
+  enum class Op { all, conv };
+  enum class Precision { none, ieee, tf32 };
+  using Function = Precision (*)(const void* context, Backend, Op);
+  static void* const library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+  static const auto context =
+      reinterpret_cast<void* (*)()>(library ? dlsym(library, "_ZN2at13globalContextEv") : nullptr);
+  static const auto precision = reinterpret_cast<Function>(
+      library ? dlsym(library, "_ZNK2at7Context16float32PrecisionENS_14Float32BackendENS_9Float32OpE") : nullptr);
+  return context != nullptr && precision != nullptr && precision(context(), Backend::cuda, Op::conv) == Precision::tf32;
+}
 #endif
 
 inline Place place_of([[maybe_unused]] const Tensor& tensor) {

@@ -26,4 +26,11 @@ struct WeightSums {
   int64_t numel() const { return groups() * rows() * channels() * geometry.tap_numel(); }
 };
 
+// The same problem with axes of size 1 in front.
+template <int To, int From>
+WeightSums<To> with_leading_axes(const WeightSums<From>& problem) {
+  return {with_leading_axes<To>(problem.grad_output), with_leading_axes<To>(problem.image),
+          with_leading_axes<To>(problem.geometry), problem.grad_weight};
+}
+
 }  // namespace unfoldconv

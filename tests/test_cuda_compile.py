@@ -1,6 +1,8 @@
 """Every CUDA source compiles, to machine code for each architecture that is promised. Needs nvcc but no GPU."""
 
+import re
 import struct
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +44,40 @@ def test_there_are_cuda_sources() -> None:
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 def test_source_compiles_for_every_architecture(source: Path, objects: Path) -> None:
     assert set(embedded_code(objects / "cuda" / f"{source.name}.o")) == PROMISED
+
+
+# Kernels whose inner loops must stay in registers.
+MAIN_KERNELS = ("correlate_tiles", "sum_weights")
+
+
+def test_main_kernels_spill_no_registers(toolkit: Toolkit, objects: Path) -> None:
+    """Prints the registers, shared memory and stack of every kernel (pytest -s)."""
+    seen = set()
+    for source in SOURCES:
+        print(f"\n{source.name}\n{'':9}{'registers':>9}{'shared':>8}{'stack':>7}  kernel")
+        for architecture, kernel, numbers in resources(toolkit, objects / "cuda" / f"{source.name}.o"):
+            stack = numbers["STACK"] + numbers["LOCAL"]
+            print(f"{architecture:9}{numbers['REG']:9}{numbers['SHARED']:8}{stack:7}  {kernel}")
+            main = next((name for name in MAIN_KERNELS if name in kernel), None)
+            if main is not None:
+                seen.add((main, architecture))
+                assert stack == 0, f"{kernel} on {architecture}"
+                assert numbers["SHARED"] <= 48 << 10, "more must be asked for at the launch"
+    assert seen == {(name, architecture) for name in MAIN_KERNELS for architecture in ("sm_75", "sm_80", "sm_90a")}
+
+
+def resources(toolkit: Toolkit, file: Path) -> Iterator[tuple[str, str, dict[str, int]]]:
+    """What cuobjdump says of each kernel of an object: architecture, name and numbers by their names."""
+    command = [str(toolkit.home / "bin" / "cuobjdump"), "-res-usage", str(file)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    architecture = kernel = ""
+    for line in text.splitlines():
+        if found := re.match(r"arch = (\w+)", line):
+            architecture = found[1]
+        elif found := re.match(r"\s*Function (\S+):", line):
+            kernel = subprocess.run(["c++filt", found[1]], capture_output=True, text=True, check=True).stdout.strip()
+        elif "REG:" in line:
+            yield architecture, kernel, {name: int(value) for name, value in re.findall(r"(\w+):(\d+)", line)}
 
 
 def embedded_code(file: Path) -> Iterator[tuple[str, int]]:

@@ -195,7 +195,7 @@ class Fold(nn.Fold):
         True
     """
 
-    reduction: str = "sum"  # of the class too, for a torch.nn.Fold that was converted
+    reduction: Reduction = "sum"  # of the class too, for a torch.nn.Fold that was converted
 
     def __init__(
         self,
@@ -207,7 +207,7 @@ class Fold(nn.Fold):
         reduction: Reduction = "sum",
     ) -> None:
         super().__init__(output_size, kernel_size, dilation, padding, stride)  # type: ignore[arg-type]
-        self.reduction: Reduction = reduction
+        self.reduction = reduction
 
     if TYPE_CHECKING:
 

@@ -14,8 +14,7 @@ constexpr int64_t kWholeRows = 16;  // of which vectors of every instruction set
 template <int Rank>
 bool weight_sums(const WeightSums<Rank>& any_rank) {
   // As for correlations, one instance of the engines serves every rank.
-  WeightSums<3> problem{with_leading_axes<3>(any_rank.grad_output), with_leading_axes<3>(any_rank.image),
-                        with_leading_axes<3>(any_rank.geometry), any_rank.grad_weight};
+  WeightSums<3> problem = with_leading_axes<3>(any_rank);
   merge_axes(problem.geometry, problem.image.layout, problem.grad_output.layout);
   const bool long_rows = problem.geometry.positions[2] >= kShortRow;
   // With a single tap an element serves only panels of the other operand, whichever of the two engines lays it out. The

@@ -19,6 +19,7 @@ namespace unfoldconv::cuda {
 struct Limits {
   double index = std::numeric_limits<int32_t>::max();    // largest number for which 32-bit indices are chosen
   int64_t blocks = std::numeric_limits<int32_t>::max();  // of a grid; CUDA's own limit along x
+  int64_t busy = 128;  // as many blocks keep a large GPU busy; with fewer, smaller tiles are better
 };
 inline Limits limits;
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from torch.utils.cpp_extension import include_paths
+from torch.utils.cpp_extension import include_paths, library_paths
 
 from unfoldconv._build.objects import Compilation, compile_all, exclusive, link
+from unfoldconv._build.recipe import TORCH_TARGET
 
 EMULATOR = Path(__file__).parent
 ROOT = EMULATOR.parents[1]
@@ -24,7 +25,12 @@ _COMMAND = (
     f"-I{EMULATOR}",  # its cuda_runtime.h
     *(f"-isystem{path}" for path in include_paths()),
     f"-isystem{sysconfig.get_path('include')}",
+    *("-DUNFOLDCONV_WITH_CUDA", "-DTORCH_STABLE_ONLY"),
+    f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000",
 )
+
+# Host code that calls the kernels. What it asks of the CPU's engines is left out, and never called.
+_HOST_SOURCES = ("columns_engine.cpp", "convolution.cpp", "engine.cpp", "implicit_gemm.cpp")
 
 # What kernels do with indices, pointers and integers is checked as they run. The emulator turns the trap of a violation
 # into an error of the launch.
@@ -47,26 +53,38 @@ def load(planted: Mapping[str, Edits] | None = None, name: str = "emulated") -> 
     return _load(name, tuple((path, tuple(edits)) for path, edits in (planted or {}).items()))
 
 
+def namespace(name: str = "emulated") -> str:
+    """Where the ops of engine.cpp are in a build: `torch.ops.<namespace>`."""
+    return f"unfoldconv_{name}"
+
+
 @functools.cache
 def _load(name: str, planted: tuple[tuple[str, Edits], ...]) -> ModuleType:
     library = BUILD / f"{name}.so"
     with exclusive(BUILD, lambda: None):
-        sources = [*sorted(EMULATOR.glob("*.c*")), *sorted((CSRC / "cuda").glob("*.cu"))]
+        sources = [
+            *sorted(EMULATOR.glob("*.c*")),
+            *sorted((CSRC / "cuda").glob("*.cu")),
+            *(CSRC / source for source in _HOST_SOURCES),
+        ]
         if planted:
             copy = BUILD / name / "csrc"
             _copy(copy, dict(planted))
             edited = {CSRC / path: copy / path for path, _ in planted}
             sources = [edited.get(source, source) for source in sources]
-        objects = [
-            Compilation(
-                source,
-                BUILD / (name if source.is_relative_to(BUILD) else "") / f"{source.name}.o",
-                (*_COMMAND, *(_CHECKS if source.suffix == ".cu" else ()), "-x", "c++"),
-            )
-            for source in sources
-        ]
+        objects = []
+        for source in sources:
+            # Ops of the same name in two libraries would be the same ops.
+            registers = source.name == "engine.cpp"
+            own = registers or source.is_relative_to(BUILD)
+            command = [*_COMMAND, *(_CHECKS if source.suffix == ".cu" else ())]
+            command += [f"-DUNFOLDCONV_NAMESPACE={namespace(name)}"] if registers else []
+            output = BUILD / (name if own else "") / f"{source.name}.o"
+            output.parent.mkdir(parents=True, exist_ok=True)
+            objects.append(Compilation(source, output, (*command, "-x", "c++")))
         compile_all(objects, lambda line: None)
-        link(["g++"], [compilation.output for compilation in objects], library, [])
+        options = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu"]
+        link(["g++"], [compilation.output for compilation in objects], library, options)
     # A full name of its own, by which pybind11 tells modules apart.
     spec = importlib.util.spec_from_file_location(f"{name}.emulated", library)
     assert spec is not None

@@ -14,6 +14,8 @@
 #include <thread>
 #include <vector>
 
+#include "async_copies.h"
+
 namespace emulator {
 namespace {
 
@@ -43,6 +45,7 @@ struct Fiber {
   Where where;
   unsigned mask;                 // of a warp-wide function
   std::shared_ptr<Lanes> lanes;  // that have come to it
+  AsyncCopies copies;
 };
 
 struct Memory {
@@ -53,6 +56,16 @@ struct Memory {
   ~Memory() { munmap(data, size); }
   size_t size;
   void* data;
+};
+
+struct Region {
+  unsigned char* begin = nullptr;
+  size_t size = 0;
+
+  bool holds(const void* address, size_t bytes) const {
+    const auto* first = static_cast<const unsigned char*>(address);
+    return first >= begin && first + bytes <= begin + size;
+  }
 };
 
 struct Grid {
@@ -66,6 +79,7 @@ struct Grid {
   std::vector<Fiber> fibers;
   Memory stacks;
   Guarded shared;
+  Region fixed;  // static shared memory
   ucontext_t scheduler;
   Fiber* running = nullptr;
   std::string error;
@@ -82,19 +96,20 @@ std::string failure;
 
 thread_local char in_thread_storage;  // any variable of this kind tells where this library's part of it lies
 
-// Overwrites the static shared memory of all kernels, which is this thread's instance of their thread_local variables.
-void poison_static_shared() {
-  const auto poison = [](dl_phdr_info* info, size_t, void* inside) {
+// The static shared memory of all kernels, which is this thread's instance of their thread_local variables.
+Region static_shared() {
+  Region result;
+  const auto find = [](dl_phdr_info* info, size_t, void* found) {
     for (int i = 0; i < info->dlpi_phnum; ++i) {
-      auto* begin = static_cast<char*>(info->dlpi_tls_data);
-      const size_t size = info->dlpi_phdr[i].p_memsz;
-      if (info->dlpi_phdr[i].p_type != PT_TLS || inside < begin || inside >= begin + size) continue;
-      std::memset(begin, kPoison, size);
+      const Region region{static_cast<unsigned char*>(info->dlpi_tls_data), info->dlpi_phdr[i].p_memsz};
+      if (info->dlpi_phdr[i].p_type != PT_TLS || !region.holds(&in_thread_storage, 1)) continue;
+      *static_cast<Region*>(found) = region;
       return 1;
     }
     return 0;
   };
-  if (dl_iterate_phdr(poison, &in_thread_storage) == 0) throw std::logic_error("shared memory was not found");
+  if (dl_iterate_phdr(find, &result) == 0) throw std::logic_error("shared memory was not found");
+  return result;
 }
 
 void fiber_main() {
@@ -148,12 +163,13 @@ bool release_barrier() {
 
 void run_block(std::vector<int>& turns, std::mt19937& random) {
   std::memset(grid->shared.data(), kPoison, grid->shared.size());
-  poison_static_shared();
+  std::memset(grid->fixed.begin, kPoison, grid->fixed.size);
   for (size_t i = 0; i < grid->fibers.size(); ++i) {
     Fiber& fiber = grid->fibers[i];
     fiber.state = State::ready;
     fiber.index = unravel(i, blockDim);
     fiber.lanes.reset();
+    fiber.copies = {};
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = static_cast<char*>(grid->stacks.data) + i * kStackBytes;
     fiber.context.uc_stack.ss_size = kStackBytes;
@@ -162,15 +178,20 @@ void run_block(std::vector<int>& turns, std::mt19937& random) {
   }
   while (true) {
     if (order == Order::shuffled) std::shuffle(turns.begin(), turns.end(), random);
-    bool progress = false;
-    for (const int turn : turns) {
-      Fiber& fiber = grid->fibers[turn];
-      if (fiber.state != State::ready) continue;
-      progress = true;
-      grid->running = &fiber;
-      threadIdx = fiber.index;
-      swapcontext(&grid->scheduler, &fiber.context);
-      if (!grid->error.empty()) throw std::runtime_error(grid->error);
+    bool progress = false, again = false;
+    for (size_t i = 0; i < turns.size(); ++i) {
+      Fiber& fiber = grid->fibers[turns[i]];
+      if (fiber.state == State::ready) {
+        progress = again = true;
+        grid->running = &fiber;
+        threadIdx = fiber.index;
+        swapcontext(&grid->scheduler, &fiber.context);
+        if (!grid->error.empty()) throw std::runtime_error(grid->error);
+      }
+      const bool end_of_warp = i % 32 == 31 || i + 1 == turns.size();
+      if (order != Order::by_warp || !end_of_warp) continue;
+      if (again) i = i / 32 * 32 - 1;
+      again = false;
     }
     if (std::all_of(grid->fibers.begin(), grid->fibers.end(), [](auto& fiber) { return fiber.state == State::done; }))
       return;
@@ -189,6 +210,7 @@ void run_grid(const Launch& launch) {
   };
   gridDim = launch.grid;
   blockDim = launch.block;
+  grid->fixed = static_shared();
   std::vector<int> turns = sequence(grid->fibers.size());
   for (const int block : sequence(int64_t{launch.grid.x} * launch.grid.y * launch.grid.z)) {
     blockIdx = unravel(block, launch.grid);
@@ -279,6 +301,13 @@ int launch(const Launch& launch, const std::function<void()>& body) {
 }
 
 void* dynamic_shared() { return grid->shared.data(); }
+
+AsyncCopies& async_copies() { return grid->running->copies; }
+
+void check_shared(const char* instruction, const void* address, size_t bytes) {
+  if (!grid->fixed.holds(address, bytes) && !Region{grid->shared.data(), grid->shared.size()}.holds(address, bytes))
+    throw std::runtime_error(std::string(instruction) + " must have an address in shared memory, but has another");
+}
 
 void block_barrier(Where where) {
   grid->running->function = "__syncthreads";

@@ -29,7 +29,8 @@ namespace emulator {
 
 // --- launching -------------------------------------------------------------------------------------------------------
 
-enum class Order { forward, reverse, shuffled };
+// The first three take turns, thread by thread; by_warp lets a warp run as far ahead of the next one as it can.
+enum class Order { forward, reverse, shuffled, by_warp };
 
 // The order of threads and blocks in the launches to come.
 void set_schedule(Order order, unsigned seed);

@@ -18,6 +18,7 @@ from unfoldconv import reference
 from .build import load
 
 SCHEDULES = [("forward", 0), ("reverse", 0), ("shuffled", 1)]
+WARP_SCHEDULES = [*SCHEDULES, ("by_warp", 0)]  # for kernels whose warps wait for themselves
 MOST = 2**31 - 1  # the limits of launch.cuh
 INDEX_LIMITS = {"int": MOST, "long": -1}  # an index type, and the limit that forces it
 

@@ -6,6 +6,7 @@
 #include <map>
 
 #include "../../csrc/columns.h"
+#include "convolutions.h"
 #include "emulator.h"
 #include "probes.h"
 
@@ -109,13 +110,15 @@ PYBIND11_MODULE(emulated, module) {
   module.def("im2col", run_im2col);
   module.def("col2im", run_col2im);
   module.def("store", run_store);
+  define_convolutions(module);
 
   py::enum_<emulator::Order>(module, "Order", py::module_local())
       .value("forward", emulator::Order::forward)
       .value("reverse", emulator::Order::reverse)
-      .value("shuffled", emulator::Order::shuffled);
+      .value("shuffled", emulator::Order::shuffled)
+      .value("by_warp", emulator::Order::by_warp);
   module.def("set_schedule", emulator::set_schedule, py::arg("order"), py::arg("seed") = 0);
-  module.def("set_limits", cuda::set_limits, py::arg("index"), py::arg("blocks"));
+  module.def("set_limits", cuda::set_limits, py::arg("index"), py::arg("blocks"), py::arg("busy") = 128);
   module.def("set_fault", [](const std::string& name) { emulator::fault = name; });
   module.def("launch_count", emulator::launch_count);
   module.def("last_launch", [] {

@@ -1,6 +1,4 @@
 // Small kernels, right and wrong, that prove the emulator itself and what launch.cuh and index.cuh compute.
-#include <map>
-
 #include "../../csrc/cuda/index.cuh"
 #include "../../csrc/cuda/launch.cuh"
 #include "probes.h"
@@ -23,6 +21,14 @@ __global__ void reverse(const int* in, int* out) {
 __global__ void reverse_without_barrier(const int* in, int* out) {
   __shared__ int shared[kMost];
   shared[threadIdx.x] = in[threadIdx.x];
+  out[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
+}
+
+__global__ void reverse_behind_warp_barrier(const int* in, int* out) {
+  __shared__ int shared[kMost];
+  shared[threadIdx.x] = in[threadIdx.x];
+  __syncwarp();
+  __syncwarp();
   out[threadIdx.x] = shared[blockDim.x - 1 - threadIdx.x];
 }
 
@@ -125,10 +131,10 @@ __global__ void count_items(const int* in, int* out) {
   for_each_tile(in[1], [&](int tile) { atomicAdd(out + in[0] + tile, 1); });
 }
 
-using Kernel = void (*)(const int*, int*);
 const std::map<std::string, Kernel> kKernels = {
     {"reverse", reverse},
     {"reverse_without_barrier", reverse_without_barrier},
+    {"reverse_behind_warp_barrier", reverse_behind_warp_barrier},
     {"reverse_in_dynamic_memory", reverse_in_dynamic_memory},
     {"return_before_barrier", return_before_barrier},
     {"wait_at_two_barriers", wait_at_two_barriers},
@@ -162,7 +168,9 @@ void probe(const std::string& name, const std::vector<unsigned>& grid, const std
            size_t shared_bytes, const int* in, int* out) {
   const cudaLaunchConfig_t config = {
       {grid.at(0), grid.at(1), grid.at(2)}, {block.at(0), block.at(1), block.at(2)}, shared_bytes, nullptr};
-  const cudaError_t error = cudaLaunchKernelEx(&config, kKernels.at(name), in, out);
+  const auto& instructions = instruction_kernels();
+  const Kernel kernel = kKernels.contains(name) ? kKernels.at(name) : instructions.at(name);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, in, out);
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 }
 
@@ -180,6 +188,6 @@ void probe_divider(int bits, int count, const int64_t* dividends, int64_t diviso
   }
 }
 
-void set_limits(double index, int64_t blocks) { limits = {index, blocks}; }
+void set_limits(double index, int64_t blocks, int64_t busy) { limits = {index, blocks, busy}; }
 
 }  // namespace unfoldconv::cuda

@@ -1,12 +1,17 @@
-// The kernels of probes.cu, by name.
+// The kernels of probes.cu and instruction_probes.cu, by name.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
 namespace unfoldconv::cuda {
+
+using Kernel = void (*)(const int*, int*);
+
+const std::map<std::string, Kernel>& instruction_kernels();
 
 // Runs a kernel on a grid of any shape, past launch.cuh.
 void probe(const std::string& name, const std::vector<unsigned>& grid, const std::vector<unsigned>& block,
@@ -20,6 +25,6 @@ void probe_divider(int bits, int count, const int64_t* dividends, int64_t diviso
                    int64_t* remainders);
 
 // The limits of launch.cuh.
-void set_limits(double index, int64_t blocks);
+void set_limits(double index, int64_t blocks, int64_t busy);
 
 }  // namespace unfoldconv::cuda

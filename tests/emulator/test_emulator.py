@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .build import load
 
-SCHEDULES = [("forward", 0), ("reverse", 0), ("shuffled", 1), ("shuffled", 2)]
+SCHEDULES = [("forward", 0), ("reverse", 0), ("shuffled", 1), ("shuffled", 2), ("by_warp", 0)]
 
 
 @pytest.fixture(params=SCHEDULES, ids=lambda schedule: f"{schedule[0]}{schedule[1]}")
@@ -49,6 +49,17 @@ def test_a_barrier_makes_all_writes_visible(threads: int) -> None:
 def test_a_missing_barrier_shows() -> None:
     values = torch.randperm(64)
     assert probe("reverse_without_barrier", values).tolist() != values.flip(0).tolist()
+
+
+def test_a_warp_can_be_ahead_of_another() -> None:
+    """Every warp waits for itself between writing and reading; only by_warp shows that it must wait for others too."""
+    values = torch.randperm(64)
+    load().set_schedule(load().Order.by_warp)
+    found = probe("reverse_behind_warp_barrier", values)
+    assert found.tolist() != values.flip(0).tolist()
+    assert found[32:].tolist() == values[:32].flip(0).tolist(), "what the first warp has written is there"
+    load().set_schedule(load().Order.forward)
+    assert probe("reverse_behind_warp_barrier", values).tolist() == values.flip(0).tolist()
 
 
 @in_any_order

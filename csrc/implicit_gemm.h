@@ -1,0 +1,19 @@
+// Convolutions on CUDA as implicit matrix products, on tensor cores where there are any for the dtype: what host code
+// decides, and the memory that the kernels of cuda/implicit_gemm.h are given.
+#pragma once
+
+#include "columns.h"
+#include "correlation.h"
+#include "weight_sums.h"
+
+namespace unfoldconv {
+
+// How many residues of an axis may share their columns (phases.h).
+constexpr int64_t kLongestCudaRun = 4;
+
+// They run the problem, or return false, having done nothing, where the kernels do not take it, by its dtype or its
+// size.
+bool correlate_by_implicit_gemm(const Place& place, const Correlation<3>& problem);
+bool weight_sums_by_implicit_gemm(const Place& place, const WeightSums<3>& problem);
+
+}  // namespace unfoldconv

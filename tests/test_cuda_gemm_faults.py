@@ -1,0 +1,141 @@
+"""Faults planted in copies of the implicit matrix products of CUDA are found by the emulator."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cases import channels_last
+from compare import assert_within_rounding
+from computations import expected_of, operands
+from emulator.build import load
+from emulator.convolutions import compute, forced
+from emulator.kernels import MOST, WARP_SCHEDULES, set_schedule
+from test_cuda_implicit_gemm import ENGINE, TILED
+
+NAME = "gemm_faults"
+VALUES = "elements are wrong"
+GUARD = "must not be touched"
+WILD = f"{GUARD}|{VALUES}|an index must lie inside"  # whatever an arbitrary offset leads to
+BARRIER = "__syncthreads();"
+
+
+@dataclass(frozen=True)
+class Fault:
+    """An edit of a header, which takes effect while the emulator is told to have the fault of that name."""
+
+    name: str
+    file: str
+    text: str
+    replacement: str  # {fault} is an expression that says whether the fault is in effect
+    message: str = VALUES
+    arrange: Callable[[Tensor], Tensor] = channels_last
+    computation: str = "conv"
+
+    @property
+    def edit(self) -> tuple[str, str]:
+        return self.text, self.replacement.replace("{fault}", f'emulator::planted("{self.name}")')
+
+
+plain = Tensor.contiguous
+SUMS = "conv_weight_grad"
+
+
+def no_line(text: str) -> tuple[str, str]:
+    return text, f"if (!{{fault}}) {text}"
+
+
+def no_barrier(name: str, file: str, comment: str, message: str = VALUES) -> Fault:
+    return Fault(name, file, f"{BARRIER}  // {comment}", f"if (!{{fault}}) {BARRIER}  // {comment}", message)
+
+
+TILE, GEMM, WEIGHT = "gemm_tile.cuh", "implicit_gemm.cuh", "weight_gemm.cuh"
+COMMIT = "cp_async_commit();"
+WAIT = "cp_async_wait<ahead - 1>();"
+WEIGHT_INSIDE = "static_cast<unsigned>(position.corner[axis] + term.tap[axis]) < static_cast<unsigned>(p_.size[axis])"
+INSIDE = "static_cast<unsigned>(patch.corner[axis] + reach.tap[axis]) < static_cast<unsigned>(p_.size[axis])"
+FAULTS = [
+    Fault("no_wait", TILE, WAIT, f"if (!{{fault}}) {WAIT}"),
+    # Without a group for each chunk a wait ends too early.
+    Fault("wrong_group_count", TILE, f"{COMMIT}\n    multiply", f"{{ if (!{{fault}}) {COMMIT} }}\n    multiply"),
+    Fault("no_barrier", TILE, f"{BARRIER}\n    const bool more", f"if (!{{fault}}) {BARRIER}\n    const bool more"),
+    no_barrier("no_last_barrier", TILE, "whoever uses"),
+    Fault("too_few_chunks", TILE, "chunk + ahead < chunks;", "chunk + ahead + {fault} < chunks;"),
+    Fault("no_bounds", GEMM, INSIDE, f"({INSIDE} || {{fault}})", f"{GUARD}|{VALUES}"),
+    Fault(
+        "all_positions",
+        GEMM,
+        "if (first_position + i >= p.position_count) continue;",
+        "if (first_position + i >= p.position_count && !{fault}) continue;",
+        WILD,
+    ),
+    Fault(
+        "all_rows",
+        GEMM,
+        "const bool there = variant < p.rows;",
+        "const bool there = variant < p.rows || {fault};",
+        WILD,
+    ),
+    Fault(
+        "all_channels",
+        GEMM,
+        "reach.channel + k < p_.channels",
+        "(reach.channel + k < p_.channels || {fault})",
+        f"{GUARD}|{VALUES}",
+        Tensor.contiguous,
+    ),
+    no_barrier("no_barrier_behind_tables", GEMM, "the tables are written"),
+    no_barrier("no_barrier_behind_tile", GEMM, "the tile is written"),
+    Fault("no_barrier_behind_terms", WEIGHT, *no_line(f"{BARRIER}  // the terms"), VALUES, plain, SUMS),
+    Fault("no_warp_barrier", WEIGHT, *no_line("__syncwarp();  // those of this one"), computation=SUMS),
+    Fault("no_warp_barrier_before", WEIGHT, *no_line("__syncwarp();  // the positions of"), computation=SUMS),
+    Fault("sum_without_bounds", WEIGHT, WEIGHT_INSIDE, f"({WEIGHT_INSIDE} || {{fault}})", WILD, computation=SUMS),
+    Fault("sum_of_all_rows", WEIGHT, "row < count_ &&", "(row < count_ || {fault}) &&", WILD, computation=SUMS),
+    Fault("sum_to_all_rows", WEIGHT, "|| row >= p.rows)", "|| (row >= p.rows && !{fault}))", WILD, computation=SUMS),
+    no_barrier("no_barrier_before_next_tile", GEMM, "the tile and the tables are read", WILD),
+]
+
+
+def load_with_faults() -> Any:
+    edits: dict[str, list[tuple[str, str]]] = {"cuda/implicit_gemm_half.cu": []}
+    for fault in FAULTS:
+        edits.setdefault(f"cuda/{fault.file}", []).append(fault.edit)
+    return load(edits, NAME)
+
+
+def check(emulated: Any, fault: Fault) -> None:
+    """More than one tile of positions and of rows, of which the last ones are not full. The last chunk lies where the
+    tables of the result do."""
+    case = dataclasses.replace(TILED[0], batch=2, in_channels=48 if fault.arrange is channels_last else 23)
+    if fault.computation == SUMS:
+        case = dataclasses.replace(case, in_channels=15, input_size=(5, 4))
+    tensors = operands(fault.computation, case, torch.float16, "cpu")
+    exact, magnitude = expected_of(fault.computation, case, tensors)
+    to_format = Tensor.contiguous if fault.computation == SUMS else fault.arrange
+    arranged = map(fault.arrange, tensors[:2])
+    actual = compute(fault.computation, case, *arranged, tensors[2], to_format=to_format, emulated=emulated)
+    assert_within_rounding(actual, exact, magnitude)
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+def test_a_planted_fault_is_found(fault: Fault) -> None:
+    emulated = load_with_faults()
+    emulated.set_limits(index=MOST, blocks=2)  # more than one tile for each block
+    found = []
+    with forced(ENGINE, NAME):
+        for order in WARP_SCHEDULES:
+            set_schedule(emulated, *order)
+            emulated.set_fault("")
+            check(emulated, fault)
+            emulated.set_fault(fault.name)
+            try:
+                check(emulated, fault)
+            except (AssertionError, RuntimeError) as error:
+                found.append(str(error))
+    assert found, "no order of threads shows it"
+    assert all(re.search(fault.message, text) for text in found), found

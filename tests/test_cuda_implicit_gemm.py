@@ -1,0 +1,277 @@
+"""The implicit matrix products of CUDA, run by the emulator, against the reference in plain PyTorch."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cases import CASES, Case, channels_last, make_case, random_tensor
+from compare import assert_same_bits, assert_within_rounding
+from computations import expected_of, operands
+from emulator.build import load
+from emulator.convolutions import compute, engines, forced, workspace_limit
+from emulator.kernels import MOST, WARP_SCHEDULES, reset, set_schedule
+
+ARRANGEMENTS: tuple[Callable[[Tensor], Tensor], ...] = (Tensor.contiguous, channels_last)
+ENGINE = "implicit_gemm"
+
+
+@pytest.fixture(autouse=True)
+def plain_emulator() -> Iterator[None]:
+    """Strict float32, and what a test changes is as before."""
+    conv = torch.backends.cudnn.conv
+    before, conv.fp32_precision = conv.fp32_precision, "ieee"
+    with forced(ENGINE):
+        yield
+    conv.fp32_precision = before
+    reset()
+
+
+def rounded_to_tf32(tensor: Tensor | None) -> Tensor | None:
+    """To 10 bits of fraction, ties away from zero."""
+    return None if tensor is None else ((tensor.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def check(name: str, case: Case, dtype: torch.dtype, **options: Any) -> None:
+    """Both memory formats of the operands and the result."""
+    tensors = operands(name, case, dtype, "cpu")
+    exact, magnitude = expected_of(name, case, tensors)
+    for arrange in ARRANGEMENTS:
+        first, second = arrange(tensors[0]), arrange(tensors[1])
+        to_format = Tensor.contiguous if name == "conv_weight_grad" else arrange
+        actual = compute(name, case, first, second, tensors[2], to_format=to_format, **options)
+        assert_within_rounding(actual, exact, magnitude, f"{dtype}, {arrange.__name__}")
+
+
+# Tiles are of 128 positions (64 in double) and 64 or 128 rows, chunks of 64 bytes, pieces of 16.
+_PADDED = {"kernel_size": (3, 3, 3), "padding": ((1, 1),) * 3, "bias": True}
+TILED = [
+    make_case(name, 2, **changes)
+    for name, changes in {
+        # More than one tile of positions and of rows, and more chunks than slots.
+        "tiles": {"batch": 3, "in_channels": 24, "out_channels": 72, "input_size": (9, 8), **_PADDED},
+        # Whole pieces everywhere, in both groups.
+        "pieces": {"in_channels": 32, "out_channels": 48, "input_size": (8, 6), "groups": 2, **_PADDED},
+        # Pieces of channels, but no pieces of rows or positions.
+        "odd_result": {"in_channels": 16, "out_channels": 9, "input_size": (5, 7), "stride": (2, 1), **_PADDED},
+        # Phases that share their columns, as many as fit and more.
+        "patches": {"in_channels": 8, "out_channels": 8, "kernel_size": (2, 2), "stride": (2, 2), "input_size": (8, 6)},
+        "wide_patches": {"kernel_size": (6, 5), "stride": (6, 5), "input_size": (12, 10), "bias": True},
+    }.items()
+]
+VARIED = [
+    case for case in CASES if case.name in ("all_at_once-1d", "all_at_once-2d", "asymmetric-3d", "empty_batch-2d")
+]
+
+
+def by_name(cases: list[Case]) -> Any:
+    return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
+
+
+both_passes = pytest.mark.parametrize("name", ["conv", "conv_transpose"])
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+@by_name([*CASES, *TILED])
+@both_passes
+def test_float32(name: str, case: Case) -> None:
+    check(name, case, torch.float32)
+
+
+@by_name([case for case in [*CASES, *TILED] if case.rank < 3])
+@both_passes
+def test_float16(name: str, case: Case) -> None:
+    check(name, case, torch.float16, guard_end=False)
+
+
+@by_name([*VARIED, *TILED])
+@both_passes
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_other_types(name: str, case: Case, dtype: torch.dtype) -> None:
+    check(name, case, dtype)
+
+
+@by_name([*VARIED, *TILED])
+@both_passes
+def test_tf32(name: str, case: Case) -> None:
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    tensors = operands(name, case, torch.float32, "cpu")
+    exact, magnitude = expected_of(name, case, [*map(rounded_to_tf32, tensors[:2]), tensors[2]])
+    for arrange in ARRANGEMENTS:
+        actual = compute(name, case, arrange(tensors[0]), arrange(tensors[1]), tensors[2], to_format=arrange)
+        assert_within_rounding(actual, exact, magnitude, arrange.__name__)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_turing(dtype: torch.dtype) -> None:
+    """sm_75 has no asynchronous copies and a smaller matrix instruction."""
+    include = '#include "implicit_gemm.cuh"'
+    edit = [(include, f"#define EMULATED_ARCHITECTURE 750\n{include}")]
+    turing = load({f"cuda/implicit_gemm_{name}.cu": edit for name in ("half", "float")}, "turing")
+    for case, order in zip([*VARIED, *TILED[:2]], itertools.cycle(WARP_SCHEDULES), strict=False):
+        set_schedule(turing, *order)
+        check("conv", case, dtype, emulated=turing)
+        if case.batch:
+            check("conv_weight_grad", case, dtype, emulated=turing)
+
+
+# --- gradients of weights ---------------------------------------------------------------------------------------------
+
+# Chunks of several images and of parts of rows; more terms and rows than a tile has; sums that are split.
+LONG = [
+    make_case(name, 2, **changes)
+    for name, changes in {
+        "long": {"batch": 3, "in_channels": 5, "out_channels": 7, "input_size": (17, 19), **_PADDED},
+        "many_terms": {"batch": 3, "in_channels": 19, "out_channels": 70, "input_size": (5, 4), **_PADDED},
+    }.items()
+]
+# The caller fills the gradient of an empty batch.
+WITH_BATCH = [case for case in CASES if case.batch]
+
+
+@by_name([*WITH_BATCH, *TILED, *LONG])
+def test_weight_gradients_of_float32(case: Case) -> None:
+    check("conv_weight_grad", case, torch.float32)
+
+
+@by_name([*(case for case in WITH_BATCH if case.rank == 2), *LONG])
+def test_weight_gradients_of_float16(case: Case) -> None:
+    check("conv_weight_grad", case, torch.float16, guard_end=False)
+
+
+@by_name([*VARIED[:3], *LONG])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weight_gradients_of_other_types(case: Case, dtype: torch.dtype) -> None:
+    check("conv_weight_grad", case, dtype)
+
+
+@by_name([*VARIED[:3], *LONG])
+def test_weight_gradients_of_tf32(case: Case) -> None:
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    tensors = operands("conv_weight_grad", case, torch.float32, "cpu")
+    exact, magnitude = expected_of("conv_weight_grad", case, [*map(rounded_to_tf32, tensors[:2]), None])
+    for first, second in itertools.product(ARRANGEMENTS, repeat=2):
+        actual = compute("conv_weight_grad", case, first(tensors[0]), second(tensors[1]), None)
+        assert_within_rounding(actual, exact, magnitude, f"{first.__name__}, {second.__name__}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_split_sums_are_added_in_order_whatever_the_schedule(dtype: torch.dtype) -> None:
+    case = LONG[0]
+    tensors = operands("conv_weight_grad", case, dtype, "cpu")
+    for arrange in ARRANGEMENTS:
+        first, second = map(arrange, tensors[:2])
+        results = []
+        for order, blocks in itertools.product(WARP_SCHEDULES, (MOST, 2)):
+            set_schedule(load(), *order)
+            load().set_limits(index=MOST, blocks=blocks)
+            before = load().launch_count()
+            results.append(compute("conv_weight_grad", case, first, second, None))
+            assert load().launch_count() - before == 2, "sums, and sums of them"
+        for result in results[1:]:
+            assert_same_bits(result, results[0])
+
+
+def test_split_sums_stay_inside_of_the_workspace() -> None:
+    case = LONG[0]
+    tensors = operands("conv_weight_grad", case, torch.float16, "cpu")
+    exact, magnitude = expected_of("conv_weight_grad", case, tensors)
+    bytes = 4 * math.prod(case.weight_shape)
+    for limit, launches in ((3 * bytes, 2), (2 * bytes - 1, 1)):
+        with workspace_limit(limit):
+            before = load().launch_count()
+            actual = compute("conv_weight_grad", case, *tensors)
+        assert_within_rounding(actual, exact, magnitude)
+        assert load().launch_count() - before == launches
+
+
+# --- what must not matter ---------------------------------------------------------------------------------------------
+
+
+@by_name(TILED[:3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_the_order_of_threads_and_blocks_does_not_matter(case: Case, dtype: torch.dtype) -> None:
+    first, second, bias = operands("conv", case, dtype, "cpu")
+    for arrange in ARRANGEMENTS:
+        results = []
+        for order, blocks in itertools.product(WARP_SCHEDULES, (MOST, 2)):
+            set_schedule(load(), *order)
+            load().set_limits(index=MOST, blocks=blocks)
+            results.append(compute("conv", case, arrange(first), second, bias, to_format=arrange))
+        for result in results[1:]:
+            assert_same_bits(result, results[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_neither_the_size_of_the_tile_nor_the_batch_changes_a_bit(dtype: torch.dtype) -> None:
+    case = TILED[0]
+    first, second, bias = operands("conv", case, dtype, "cpu")
+    for arrange in ARRANGEMENTS:
+        narrow = compute("conv", case, arrange(first), second, bias, to_format=arrange)
+        load().set_limits(index=MOST, blocks=MOST, busy=1)
+        wide = compute("conv", case, arrange(first), second, bias, to_format=arrange)
+        assert load().last_launch()[2] == 256
+        load().set_limits(index=MOST, blocks=MOST)
+        assert_same_bits(wide, narrow)
+        alone = dataclasses.replace(case, batch=1)
+        last = compute("conv", alone, arrange(first[2:]), second, bias, to_format=arrange)
+        assert_same_bits(last, narrow[2:])
+
+
+@pytest.mark.parametrize("name", ["conv", "conv_transpose"])
+def test_a_small_workspace_cuts_the_packed_weight(name: str) -> None:
+    for case, limit in ((TILED[1], 2**13), (TILED[1], 2**11 * 3), (TILED[2], 1)):
+        first, second, bias = operands(name, case, torch.float16, "cpu")
+        before = load().launch_count()
+        whole = compute(name, case, first, second, bias)
+        launches = load().launch_count() - before
+        for arrange in ARRANGEMENTS:
+            with workspace_limit(limit):
+                part = compute(name, case, first, second, bias, to_format=arrange)
+            assert_same_bits(part.contiguous(), whole)
+        assert load().launch_count() - before >= 5 * launches, "each part is packed and multiplied by itself"
+
+
+# --- the choice -------------------------------------------------------------------------------------------------------
+
+
+def test_a_convolution_of_channels_last_tensors_is_one_launch() -> None:
+    case = TILED[1]
+    first, second, bias = operands("conv", case, torch.float16, "cpu")
+    for weight, launches in ((second, 2), (channels_last(second), 1)):
+        before = load().launch_count()
+        compute("conv", case, channels_last(first), weight, bias, to_format=channels_last)
+        assert load().launch_count() - before == launches
+
+
+def test_the_engine_is_chosen_where_it_can_be() -> None:
+    case = TILED[0]
+
+    def engine_of(dtype: torch.dtype) -> list[str]:
+        first, second, bias = (random_tensor(shape, dtype) for shape in (case.input_shape, case.weight_shape, (72,)))
+        return engines("conv", case, first, second, bias)
+
+    with forced("automatic"):
+        for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            assert engine_of(dtype) == [ENGINE]
+        for dtype in (torch.complex64, torch.int32):
+            assert engine_of(dtype) == ["columns"]
+        load().set_limits(index=3000, blocks=MOST)
+        assert engine_of(torch.float32) == ["columns"], "offsets inside an image must fit 32 bits"
+    with forced("columns"):
+        assert engine_of(torch.float32) == ["columns"]
+
+
+def test_nothing_to_do_is_no_launch() -> None:
+    case = dataclasses.replace(TILED[0], batch=0)
+    first, second, bias = operands("conv", case, torch.float16, "cpu")
+    before = load().launch_count()
+    assert compute("conv", case, first, second, bias).shape == case.output_shape
+    assert load().launch_count() == before
