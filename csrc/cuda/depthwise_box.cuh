@@ -1,67 +1,107 @@
 // Boxes of a tensor (planes, and places along three axes) and their copies in shared memory, which are of the type that
-// sums are in and have x innermost, then y, z and the planes. The threads of a warp go along whichever of these has its
-// elements closest together in the tensor, so contiguous and channels_last tensors are moved as they lie.
+// sums are in.
+//
+// A box is made of lines: the places along its fast axis, x, or y where a plane is a single column. A table in shared
+// memory says where each line of a plane begins in the tensor. The threads of a warp go along a line, or along the
+// planes where those lie closer together (channels_last), so both formats are moved as they lie: in pairs where all
+// pairs are aligned, and kBoxBatch rows of them at a time, so that enough loads are under way.
 #pragma once
 
 #include <cstdlib>
 
+#include "depthwise.h"
 #include "depthwise_axis.cuh"
 #include "launch.cuh"
 
 namespace unfoldconv::cuda {
 
-enum class Innermost { x, y, plane };
+constexpr int kBoxBatch = 4;
 
-// The plan of a box: how many planes and places, how the copy lies, and how threads share the elements.
+// How a box of some size is copied. In shared memory the places along the fast axis adjoin, then those along the slow
+// ones, the first of which is z.
 struct BoxPlan {
-  int planes, size[3];
-  int pitch[3], plane_pitch;    // of the copy
-  Divider<int32_t> divider[2];  // rows into their three indices
-  int rows, lanes_log2;         // a row is what 2^lanes_log2 neighbouring threads move together
-  Innermost innermost;
+  int planes, length, lines;  // lines of a plane
+  int fast, slow;             // axes: the one of the lines, and the faster of the two others
+  int pitch[3], plane_pitch;  // in shared memory
+  bool along_planes, pairs;
+  int rows, lanes_log2;          // a row is what 2^lanes_log2 neighbouring threads move together
+  Divider<int32_t> inner;        // of a row: lines of a plane, or, along the planes, places of a line
+  Divider<int32_t> slow_places;  // of a line
 };
 
-// The dimension in which a tensor has the smallest stride, of those in which a box has more than one place.
-inline Innermost innermost_of(int64_t planes, const int64_t (&size)[3], int64_t plane_stride,
-                              const int64_t (&axis_stride)[3]) {
-  const auto closer = [](int64_t a, int64_t b) { return std::abs(a) < std::abs(b); };
-  const bool along_y = size[2] == 1 || (size[1] > 1 && closer(axis_stride[1], axis_stride[2]));
-  if (planes > 1 && closer(plane_stride, axis_stride[along_y ? 1 : 2])) return Innermost::plane;
-  return along_y ? Innermost::y : Innermost::x;
-}
+// A tensor of which there are boxes, in elements. `step` is the distance of neighbouring places of a box.
+struct BoxTensor {
+  const void* data;
+  int64_t element_bytes, batch_stride, channel_stride, channels;
+  int64_t size[3], stride[3], step[3];
 
-// What it costs more to move a box with neighbouring places `step` apart: memory is moved in sectors of 32 bytes, and
-// half of one is reckoned to be used by another block before it is gone.
-inline double sector_penalty(Innermost innermost, int64_t planes, const int64_t (&size)[3], const int64_t (&step)[3],
-                             int64_t element_bytes) {
-  const int along = innermost == Innermost::y ? 1 : 2;
-  const double neighbours = innermost == Innermost::plane ? planes : static_cast<double>(size[along]) / step[along];
-  return std::max(1.0, 16.0 / (neighbours * static_cast<double>(element_bytes)));
+  void swap_last_axes() {
+    std::swap(size[1], size[2]);
+    std::swap(stride[1], stride[2]);
+    std::swap(step[1], step[2]);
+  }
+
+  int fast_axis(const int64_t (&places)[3]) const {
+    return places[2] == 1 || (places[1] > 1 && stride[1] < stride[2]) ? 1 : 2;
+  }
+  int64_t lines(const int64_t (&places)[3]) const { return places[0] * places[3 - fast_axis(places)]; }
+  bool along_planes(int64_t planes, const int64_t (&places)[3]) const {
+    return planes > 1 && channel_stride < stride[fast_axis(places)];
+  }
+
+  // Whether every pair of elements that a box moves together lies at an even offset and wholly inside the tensor.
+  bool in_pairs(int64_t planes, const int64_t (&places)[3]) const {
+    const int fast = fast_axis(places);
+    const bool along = along_planes(planes, places);
+    bool even = reinterpret_cast<uintptr_t>(data) % (2 * element_bytes) == 0 && batch_stride % 2 == 0;
+    for (int axis = 0; axis < 3; ++axis) even &= (!along && axis == fast) || size[axis] == 1 || stride[axis] % 2 == 0;
+    if (along) return even && channel_stride == 1 && channels % 2 == 0 && planes % 2 == 0;
+    return even && (channels == 1 || channel_stride % 2 == 0) && stride[fast] == 1 && step[fast] == 1 &&
+           size[fast] % 2 == 0;
+  }
+
+  // What it costs more to move elements that do not adjoin: memory is moved in sectors of 32 bytes, and half of one is
+  // reckoned to be used by another block before it is gone.
+  double sector_penalty(int64_t planes, const int64_t (&places)[3]) const {
+    const int fast = fast_axis(places);
+    const double run = along_planes(planes, places) ? planes : static_cast<double>(places[fast]) / step[fast];
+    return std::max(1.0, 16.0 / (run * static_cast<double>(element_bytes)));
+  }
+};
+
+// Without sizes and steps, which an axis knows.
+inline BoxTensor box_tensor(const DirectOperand& operand, ScalarType dtype) {
+  const auto& [count, stride, axis_stride] = operand.layout;
+  BoxTensor result{operand.data, element_size(dtype), stride[0], stride[2], count[1] * count[2], {}, {}, {}};
+  std::copy(axis_stride, axis_stride + 3, result.stride);
+  return result;
 }
 
 // The pitch of planes in shared memory. It is odd, so that threads that go along the planes meet no bank conflicts, and
 // with `spread` one more than a multiple of the banks, so that those that also go along y in steps of 8 do not.
-inline int64_t plane_pitch_of(const int64_t (&size)[3], bool spread) {
-  const int64_t numel = size[0] * size[1] * size[2];
+inline int64_t plane_pitch_of(const int64_t (&places)[3], bool spread) {
+  const int64_t numel = places[0] * places[1] * places[2];
   return spread ? ceil_div(numel - 1, 32) * 32 + 1 : numel | 1;
 }
 
-inline BoxPlan make_box(int64_t planes, const int64_t (&size)[3], Innermost innermost, bool spread) {
+inline BoxPlan make_box(const BoxTensor& tensor, int64_t planes, const int64_t (&places)[3], bool spread) {
   BoxPlan box;
+  box.fast = tensor.fast_axis(places);
+  box.slow = 3 - box.fast;
   box.planes = static_cast<int>(planes);
-  std::copy(size, size + 3, box.size);
-  box.pitch[2] = 1;
-  box.pitch[1] = box.size[2];
-  box.pitch[0] = box.size[1] * box.size[2];
-  box.plane_pitch = static_cast<int>(plane_pitch_of(size, spread));
-  box.innermost = innermost;
-  const int64_t along_x[] = {planes, size[0], size[1], size[2]}, along_y[] = {planes, size[0], size[2], size[1]},
-                along_planes[] = {size[0], size[1], size[2], planes};
-  const auto& order = innermost == Innermost::x ? along_x : innermost == Innermost::y ? along_y : along_planes;
-  box.rows = static_cast<int>(order[0] * order[1] * order[2]);
-  box.divider[0] = Divider<int32_t>(order[1]);
-  box.divider[1] = Divider<int32_t>(order[2]);
-  box.lanes_log2 = std::min(5, static_cast<int>(std::bit_width(static_cast<uint64_t>(order[3] - 1))));
+  box.length = static_cast<int>(places[box.fast]);
+  box.lines = static_cast<int>(places[0] * places[box.slow]);
+  box.pitch[box.fast] = 1;
+  box.pitch[box.slow] = box.length;
+  box.pitch[0] = static_cast<int>(places[1] * places[2]);
+  box.plane_pitch = static_cast<int>(plane_pitch_of(places, spread));
+  box.along_planes = tensor.along_planes(planes, places);
+  box.pairs = tensor.in_pairs(planes, places);
+  box.rows = box.lines * (box.along_planes ? box.length : box.planes);
+  const int moved = (box.along_planes ? box.planes : box.length) / (box.pairs ? 2 : 1);
+  box.lanes_log2 = std::min(5, static_cast<int>(std::bit_width(static_cast<unsigned>(std::max(moved - 1, 0)))));
+  box.inner = Divider<int32_t>(box.along_planes ? box.length : box.lines);
+  box.slow_places = Divider<int32_t>(places[box.slow]);
   return box;
 }
 
@@ -69,119 +109,167 @@ inline BoxPlan make_box(int64_t planes, const int64_t (&size)[3], Innermost inne
 // where that is in [0, size).
 template <class Index>
 struct Side {
-  int places, pitch;
   Index first, step, size, stride;
-};
 
-// What a row of a box has found out: where its elements start, and whether there are any.
-template <class Index>
-struct BoxRow {
-  bool inside;
-  int shared;
-  Index offset;
-
-  __device__ __forceinline__ void enter(const Side<Index>& side, int place) {
-    const Index index = side.first + place * side.step;
-    shared += place * side.pitch;
-    inside &= static_cast<std::make_unsigned_t<Index>>(index) < static_cast<std::make_unsigned_t<Index>>(side.size);
-    if (inside) offset += index * side.stride;
+  __device__ __forceinline__ bool has(Index index) const {
+    using Unsigned = std::make_unsigned_t<Index>;
+    return static_cast<Unsigned>(index) < static_cast<Unsigned>(size);
   }
 };
 
-// Calls move(inside, offset, shared) in batches for every element of a box: whether it is in the tensor, its offset
-// there, and where its copy lies. `move` gets kBoxBatch of each at a time, so that their loads overlap; those that
-// there is nothing for have a `shared` of -1.
-constexpr int kBoxBatch = 4;
+// A box at some place of a tensor.
+template <class Index>
+struct Box {
+  Side<Index> planes, axis[3];
+  Index* table;  // of as many numbers as a plane has lines: where they begin, or -1
 
-template <class Index, class Move>
-__device__ __forceinline__ void for_each_of_box(const BoxPlan& box, const Side<Index> (&side)[4], Move&& move) {
-  // side: planes, z, y, x; in the order of rows, the innermost last.
-  const bool along_planes = box.innermost == Innermost::plane, along_y = box.innermost == Innermost::y;
-  const Side<Index> order[] = {along_planes ? side[1] : side[0], along_planes ? side[2] : side[1],
-                               along_planes || along_y ? side[3] : side[2],
-                               along_planes ? side[0]
-                               : along_y    ? side[2]
-                                            : side[3]};
-  const int lanes = 1 << box.lanes_log2, lane = threadIdx.x & (lanes - 1);
-  const int row_step = blockDim.x >> box.lanes_log2;
-  for (int first = threadIdx.x >> box.lanes_log2; first < box.rows; first += kBoxBatch * row_step) {
-    BoxRow<Index> row[kBoxBatch];
+  // Every thread of the block; a barrier must follow.
+  __device__ __forceinline__ void fill_table(const BoxPlan& plan) const {
+    const Side<Index> outer = axis[0], inner = plan.slow == 1 ? axis[1] : axis[2];
+    for (int line = threadIdx.x; line < plan.lines; line += blockDim.x) {
+      int z = line;
+      const Index j = inner.first + plan.slow_places.divide(z) * inner.step;
+      const Index i = outer.first + z * outer.step;
+      table[line] = outer.has(i) && inner.has(j) ? i * outer.stride + j * inner.stride : Index{-1};
+    }
+  }
+};
+
+// Calls move(inside, offset, row, to, pitch, wanted) for groups of `Width` elements that adjoin in the tensor,
+// kBoxBatch at a time: whether they are in the tensor, the offset of the first, a negative number where there is no
+// such row, where the copy of the first lies, how far the next ones are from it, and which of them are of the box.
+template <int Width, class Index, class Move>
+__device__ __forceinline__ void for_each_of_box(const BoxPlan& plan, const Box<Index>& box, Move&& move) {
+  const Side<Index> line = plan.fast == 1 ? box.axis[1] : box.axis[2];
+  // Along a row, and across rows.
+  const Side<Index> along = plan.along_planes ? box.planes : line, across = plan.along_planes ? line : box.planes;
+  const int along_pitch = plan.along_planes ? plan.plane_pitch : 1;
+  const int across_pitch = plan.along_planes ? 1 : plan.plane_pitch;
+  const int places = plan.along_planes ? plan.planes : plan.length;
+  // Groups begin at multiples of their width, the first one at or before the first place.
+  const int before = static_cast<int>(along.first & (Width - 1));
+  const int lanes = 1 << plan.lanes_log2, row_step = blockDim.x >> plan.lanes_log2;
+  for (int first = threadIdx.x >> plan.lanes_log2; first < plan.rows; first += kBoxBatch * row_step) {
+    Index start[kBoxBatch];
+    int shared[kBoxBatch];
 #pragma unroll
     for (int i = 0; i < kBoxBatch; ++i) {
-      row[i] = {first + i * row_step < box.rows, 0, 0};
-      if (!row[i].inside) {
-        row[i].shared = -1;
-        continue;
-      }
-      int rest = first + i * row_step;
-      const int third = box.divider[1].divide(rest), second = box.divider[0].divide(rest);
-      row[i].enter(order[0], rest);
-      row[i].enter(order[1], second);
-      row[i].enter(order[2], third);
+      start[i] = shared[i] = -1;
+      const int row = first + i * row_step;
+      if (row >= plan.rows) continue;
+      int outer = row;
+      const int inner = plan.inner.divide(outer);
+      const int of_table = plan.along_planes ? outer : inner, other = plan.along_planes ? inner : outer;
+      shared[i] = other * across_pitch + of_table * plan.length;
+      const Index index = across.first + other * across.step;
+      if (across.has(index) && box.table[of_table] >= 0) start[i] = box.table[of_table] + index * across.stride;
     }
-    for (int place = lane; place < order[3].places; place += lanes) {
+    for (int group = threadIdx.x & (lanes - 1); group * Width < places + before; group += lanes) {
+      const int place = group * Width - before;
+      const Index index = along.first + place * along.step;
+      const bool has = along.has(index);
       bool inside[kBoxBatch];
-      int shared[kBoxBatch];
       Index offset[kBoxBatch];
+      int to[kBoxBatch];
+      bool wanted[Width];
+#pragma unroll
+      for (int k = 0; k < Width; ++k) wanted[k] = Width == 1 || static_cast<unsigned>(place + k) < unsigned(places);
 #pragma unroll
       for (int i = 0; i < kBoxBatch; ++i) {
-        BoxRow<Index> element = row[i];
-        if (element.shared >= 0) element.enter(order[3], place);
-        inside[i] = element.inside;
-        shared[i] = element.shared;
-        offset[i] = element.offset;
+        inside[i] = has && start[i] >= 0;
+        offset[i] = start[i] + index * along.stride;
+        to[i] = shared[i] < 0 ? -1 : shared[i] + place * along_pitch;
       }
-      move(inside, offset, shared);
+      move(inside, offset, shared, to, along_pitch, wanted);
     }
   }
+}
+
+template <class T, int Width>
+struct alignas(Width * sizeof(T)) Group {
+  T value[Width];
+};
+
+template <int Width, class Index, class T>
+__device__ __forceinline__ void load_groups(const T* __restrict__ tensor, const BoxPlan& plan, const Box<Index>& box,
+                                            Accumulator<T>* copy) {
+  for_each_of_box<Width>(
+      plan, box,
+      [&](const bool (&inside)[kBoxBatch], const Index(&offset)[kBoxBatch], const int (&row)[kBoxBatch],
+          const int (&to)[kBoxBatch], int pitch, const bool (&wanted)[Width]) {
+        Group<T, Width> group[kBoxBatch];
+#pragma unroll
+        for (int i = 0; i < kBoxBatch; ++i) {
+          group[i] = {};
+          if (inside[i]) group[i] = *reinterpret_cast<const Group<T, Width>*>(tensor + offset[i]);
+        }
+#pragma unroll
+        for (int i = 0; i < kBoxBatch; ++i)
+#pragma unroll
+          for (int k = 0; k < Width; ++k)
+            if (row[i] >= 0 && wanted[k]) copy[to[i] + k * pitch] = convert<Accumulator<T>>(group[i].value[k]);
+      });
 }
 
 // Copies a box into shared memory, with zeros where the tensor has no element.
 template <class Index, class T>
-__device__ __forceinline__ void load_box(const T* __restrict__ tensor, const BoxPlan& box, const Side<Index> (&side)[4],
+__device__ __forceinline__ void load_box(const T* __restrict__ tensor, const BoxPlan& plan, const Box<Index>& box,
                                          Accumulator<T>* copy) {
-  for_each_of_box(
-      box, side, [&](const bool (&inside)[kBoxBatch], const Index(&offset)[kBoxBatch], const int (&shared)[kBoxBatch]) {
-        T value[kBoxBatch];
+  if (plan.pairs) return load_groups<2>(tensor, plan, box, copy);
+  load_groups<1>(tensor, plan, box, copy);
+}
+
+template <int Width, class Index, class T>
+__device__ __forceinline__ void store_groups(const Accumulator<T>* copy, const BoxPlan& plan, const Box<Index>& box,
+                                             T* tensor) {
+  for_each_of_box<Width>(plan, box,
+                         [&](const bool (&inside)[kBoxBatch], const Index(&offset)[kBoxBatch], const int (&)[kBoxBatch],
+                             const int (&from)[kBoxBatch], int pitch, const bool (&wanted)[Width]) {
 #pragma unroll
-        for (int i = 0; i < kBoxBatch; ++i) value[i] = inside[i] ? tensor[offset[i]] : T(0.f);
+                           for (int i = 0; i < kBoxBatch; ++i) {
+                             if (!inside[i]) continue;
+                             Group<T, Width> group;
+                             bool whole = true;
 #pragma unroll
-        for (int i = 0; i < kBoxBatch; ++i)
-          if (shared[i] >= 0) copy[shared[i]] = convert<Accumulator<T>>(value[i]);
-      });
+                             for (int k = 0; k < Width; ++k) {
+                               whole &= wanted[k];
+                               if (wanted[k]) group.value[k] = convert<T>(copy[from[i] + k * pitch]);
+                             }
+                             if (whole) {
+                               *reinterpret_cast<Group<T, Width>*>(tensor + offset[i]) = group;
+                             } else {  // the rest is another block's
+#pragma unroll
+                               for (int k = 0; k < Width; ++k)
+                                 if (wanted[k]) tensor[offset[i] + k] = group.value[k];
+                             }
+                           }
+                         });
 }
 
 // Copies a box from shared memory, as far as the tensor has elements.
 template <class Index, class T>
-__device__ __forceinline__ void store_box(const Accumulator<T>* copy, const BoxPlan& box, const Side<Index> (&side)[4],
+__device__ __forceinline__ void store_box(const Accumulator<T>* copy, const BoxPlan& plan, const Box<Index>& box,
                                           T* tensor) {
-  for_each_of_box(
-      box, side, [&](const bool (&inside)[kBoxBatch], const Index(&offset)[kBoxBatch], const int (&shared)[kBoxBatch]) {
-#pragma unroll
-        for (int i = 0; i < kBoxBatch; ++i)
-          if (inside[i]) tensor[offset[i]] = convert<T>(copy[shared[i]]);
-      });
+  if (plan.pairs) return store_groups<2>(copy, plan, box, tensor);
+  store_groups<1>(copy, plan, box, tensor);
 }
 
-// The places of a tile along one axis: of the source that it reads, and of the results. Tile `tile` has `results` of
-// the phase's results.
+// What a block keeps in shared memory before its boxes: the phases of its axes, which three of its threads work out,
+// and the table of a box.
 template <class Index>
-__device__ __forceinline__ Side<Index> source_side(const BoxPlan& box, int axis, const Axis<Index>& of,
-                                                   const Phase<Index>& phase, Index first_result, Index stride) {
-  return {box.size[axis], box.pitch[axis], phase.base + first_result * of.advance * of.source_step,
-          of.source_step, of.source_size,  stride};
-}
+struct Header {
+  Phase<Index> phase[3];
 
-template <class Index>
-__device__ __forceinline__ Side<Index> result_side(const BoxPlan& box, int axis, const Axis<Index>& of,
-                                                   const Phase<Index>& phase, Index first_result, Index stride) {
-  return {box.size[axis], box.pitch[axis], phase.first + first_result * of.result_step,
-          of.result_step, of.result_size,  stride};
-}
+  static constexpr int64_t kBytes = 128;  // of this for any Index; the table follows
+  static int64_t bytes(int64_t lines) { return kBytes + ceil_div(lines, 2) * 16; }
 
-template <class Index>
-__device__ __forceinline__ Side<Index> plane_side(const BoxPlan& box, Index planes, Index stride) {
-  return {box.planes, box.plane_pitch, 0, 1, planes, stride};
-}
+  __device__ __forceinline__ Index* table() { return reinterpret_cast<Index*>(reinterpret_cast<char*>(this) + kBytes); }
+
+  // A barrier must follow.
+  __device__ __forceinline__ void find_phases(const Axis<Index> (&axis)[3], const Index* residue) {
+#pragma unroll 1
+    for (int i = threadIdx.x; i < 3; i += blockDim.x) phase[i] = axis[i].phase(residue[i]);
+  }
+};
 
 }  // namespace unfoldconv::cuda
