@@ -4,9 +4,19 @@
 // for the weight; axes are three, leading ones of size 1. Everything is of one dtype: Half, BFloat16, Float or Double.
 #pragma once
 
+#include <functional>
+
 #include "../columns.h"
+#include "../scalar.h"
 
 namespace unfoldconv::cuda {
+
+// Whether the kernels suit so many channels per group: from 9 on a matrix product has more to multiply.
+inline bool direct_takes(ScalarType dtype, int64_t groups, int64_t inputs, int64_t outputs) {
+  constexpr int64_t most = 8;
+  const bool floating = is_16bit_float(dtype) || dtype == ScalarType::Float || dtype == ScalarType::Double;
+  return floating && inputs > 0 && outputs > 0 && ((inputs <= most && outputs <= most) || (inputs == 1 && groups > 1));
+}
 
 struct DirectOperand {
   const void* data;
@@ -45,11 +55,14 @@ struct DirectPlan {
   int64_t workspace_bytes = 0;    // for the sums of all splits
 };
 
-DirectPlan plan_of(const DirectCorrelation& problem);
-DirectPlan plan_of(const DirectWeightSums& problem, int64_t workspace_limit);
+// Enqueues a problem whose plan fits, if it is to `run`, and returns the plan.
+DirectPlan correlate_direct(void* stream, const DirectCorrelation& problem, bool run);
 
-// Enqueue what a plan that fits was made for. `workspace` has the bytes that the plan asks for.
-void correlate_direct(void* stream, const DirectCorrelation& problem);
-void weight_sums_direct(void* stream, const DirectWeightSums& problem, int64_t workspace_limit, void* workspace);
+// Memory for the sums of all splits, to be had until the work is done.
+using Workspace = std::function<void*(int64_t bytes)>;
+
+// The same; it is to run if there is a `workspace`. Only that of several splits is asked for.
+DirectPlan weight_sums_direct(void* stream, const DirectWeightSums& problem, int64_t workspace_limit,
+                              const Workspace& workspace);
 
 }  // namespace unfoldconv::cuda

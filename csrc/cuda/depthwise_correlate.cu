@@ -188,10 +188,9 @@ void launch_correlate(void* stream, const DirectCorrelation& problem, const Plan
 
 }  // namespace
 
-DirectPlan plan_of(const DirectCorrelation& problem) { return make_plan(problem); }
-
-void correlate_direct(void* stream, const DirectCorrelation& problem) {
+DirectPlan correlate_direct(void* stream, const DirectCorrelation& problem, bool run) {
   const Plan plan = make_plan(problem);
+  if (!plan.fits || !run) return plan;
   const Axis<int64_t>& y = plan.of.axis[1];
   // Every phase has all taps where it is the only one, or where there is no stride to leave any out.
   const int64_t taps = !y.backward || y.stride == 1 ? y.taps : 0;
@@ -211,6 +210,7 @@ void correlate_direct(void* stream, const DirectCorrelation& problem) {
       launch_correlate<T, Index, 0, 0>(stream, problem, plan);
     });
   });
+  return plan;
 }
 
 }  // namespace unfoldconv::cuda

@@ -216,25 +216,25 @@ void launch_sums(void* stream, const DirectWeightSums& problem, const Plan& plan
 
 }  // namespace
 
-DirectPlan plan_of(const DirectWeightSums& problem, int64_t workspace_limit) {
-  return chosen_plan(problem, workspace_limit);
-}
-
-void weight_sums_direct(void* stream, const DirectWeightSums& problem, int64_t workspace_limit, void* workspace) {
+DirectPlan weight_sums_direct(void* stream, const DirectWeightSums& problem, int64_t workspace_limit,
+                              const Workspace& workspace) {
   const Plan plan = chosen_plan(problem, workspace_limit);
+  if (!plan.fits || !workspace) return plan;
+  void* const sums = plan.splits > 1 ? workspace(plan.workspace_bytes) : nullptr;
   dispatch_float(problem.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if constexpr (sizeof(T) <= 4) {
       if (plan.advance == 1) {
-        if (plan.taps == 3) return launch_sums<T, int32_t, 1, 3>(stream, problem, plan, workspace);
-        if (plan.taps == 5) return launch_sums<T, int32_t, 1, 5>(stream, problem, plan, workspace);
-        return launch_sums<T, int32_t, 1, 8>(stream, problem, plan, workspace);
+        if (plan.taps == 3) return launch_sums<T, int32_t, 1, 3>(stream, problem, plan, sums);
+        if (plan.taps == 5) return launch_sums<T, int32_t, 1, 5>(stream, problem, plan, sums);
+        return launch_sums<T, int32_t, 1, 8>(stream, problem, plan, sums);
       }
     }
     with_index(largest_index(problem, plan), [&](auto index_type) {
-      launch_sums<T, typename decltype(index_type)::type, 0, 3>(stream, problem, plan, workspace);
+      launch_sums<T, typename decltype(index_type)::type, 0, 3>(stream, problem, plan, sums);
     });
   });
+  return plan;
 }
 
 }  // namespace unfoldconv::cuda

@@ -18,7 +18,12 @@ Plan = dict[str, Any]
 
 def _grouped(name: str, rank: int, groups: int, inputs: int = 1, outputs: int = 1, **changes: Any) -> Case:
     return make_case(
-        name, rank, groups=groups, in_channels=groups * inputs, out_channels=groups * outputs, **{"bias": True} | changes
+        name,
+        rank,
+        groups=groups,
+        in_channels=groups * inputs,
+        out_channels=groups * outputs,
+        **{"bias": True} | changes,
     )
 
 
@@ -44,7 +49,9 @@ DIRECT_CASES = [
     _grouped("stride_2", 2, 5, **_square(3), stride=(2, 2), input_size=(17, 9)),
     _grouped("stride_2_of_seven", 2, 2, **_square(7), stride=(2, 1), input_size=(18, 7)),
     _grouped("stride_3", 2, 3, **_square(5), stride=(3, 3), input_size=(20, 10)),
-    _grouped("stride_4_dilation_2", 1, 3, kernel_size=(5,), stride=(4,), dilation=(2,), padding=((3, 5),), input_size=(31,)),
+    _grouped(
+        "stride_4_dilation_2", 1, 3, kernel_size=(5,), stride=(4,), dilation=(2,), padding=((3, 5),), input_size=(31,)
+    ),
     _grouped("stride_2_dilation_3", 2, 2, **_square(3), stride=(2, 2), dilation=(3, 3), input_size=(15, 13)),
     _grouped("stride_7_of_two", 1, 2, kernel_size=(2,), stride=(7,), padding=((1, 0),), input_size=(33,)),
     # Lines: short and long, of many planes.

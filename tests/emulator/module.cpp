@@ -125,9 +125,7 @@ py::dict run_correlate_direct(ScalarType dtype, bool backward, const Fields& geo
                                            direct_operand(weight, weight_layout),
                                            direct_operand(result, result_layout),
                                            reinterpret_cast<void*>(bias)};
-  const cuda::DirectPlan plan = cuda::plan_of(problem);
-  if (plan.fits) cuda::correlate_direct(nullptr, problem);
-  return fields_of(plan);
+  return fields_of(cuda::correlate_direct(nullptr, problem, /*run=*/true));
 }
 
 py::dict run_weight_sums_direct(ScalarType dtype, const Fields& geometry, Address gradient,
@@ -135,10 +133,10 @@ py::dict run_weight_sums_direct(ScalarType dtype, const Fields& geometry, Addres
                                 Address result, int64_t workspace_limit, Address workspace) {
   const cuda::DirectWeightSums problem = {dtype, three_axes(geometry), direct_operand(gradient, gradient_layout),
                                           direct_operand(image, image_layout), reinterpret_cast<void*>(result)};
-  const cuda::DirectPlan plan = cuda::plan_of(problem, workspace_limit);
-  if (plan.fits && workspace != 0)
-    cuda::weight_sums_direct(nullptr, problem, workspace_limit, reinterpret_cast<void*>(workspace));
-  return fields_of(plan);
+  // The address is of as much memory as the plan asks for; without one there is only the plan.
+  cuda::Workspace of_address;
+  if (workspace != 0) of_address = [=](int64_t) { return reinterpret_cast<void*>(workspace); };
+  return fields_of(cuda::weight_sums_direct(nullptr, problem, workspace_limit, of_address));
 }
 
 std::string demangle(const char* name) {
