@@ -254,6 +254,10 @@ __device__ __forceinline__ void store_box(const Accumulator<T>* copy, const BoxP
   store_groups<1>(copy, plan, box, tensor);
 }
 
+// For __launch_bounds__: room for so many blocks is what leaves all of the numbers that a thread has in registers.
+template <class T, class Index>
+constexpr int kDirectBlocks = sizeof(T) == 8 || sizeof(Index) == 8 ? 2 : 3;
+
 // What a block keeps in shared memory before its boxes: the phases of its axes, which three of its threads work out,
 // and the table of a box.
 template <class Index>
@@ -266,9 +270,10 @@ struct Header {
   __device__ __forceinline__ Index* table() { return reinterpret_cast<Index*>(reinterpret_cast<char*>(this) + kBytes); }
 
   // A barrier must follow.
-  __device__ __forceinline__ void find_phases(const Axis<Index> (&axis)[3], const Index* residue) {
-#pragma unroll 1
-    for (int i = threadIdx.x; i < 3; i += blockDim.x) phase[i] = axis[i].phase(residue[i]);
+  __device__ __forceinline__ void find_phases(const Axis<Index> (&axis)[3], Index residue_z, Index residue_y,
+                                              Index residue_x) {
+    const int i = threadIdx.x;
+    if (i < 3) phase[i] = axis[i].phase(i == 0 ? residue_z : i == 1 ? residue_y : residue_x);
   }
 };
 

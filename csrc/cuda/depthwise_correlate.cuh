@@ -134,7 +134,7 @@ __device__ __forceinline__ void load_weights_of(const T* __restrict__ weight, co
 }
 
 template <class T, class Index, int Advance, int Taps>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks<Index>)
+__global__ void __launch_bounds__(kThreads, kDirectBlocks<T, Index>)
     correlate(const T* __restrict__ source, const T* __restrict__ weight, const T* __restrict__ bias, T* result,
               const __grid_constant__ Problem<Index> problem, const __grid_constant__ Work work) {
   using A = Accumulator<T>;
@@ -159,8 +159,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<Index>)
     problem.blocks(block, at);
     const Index first_group = at[1] * work.units, first_output = at[2] * work.outputs;
     const Index groups = min(static_cast<Index>(work.units), problem.groups - first_group);
-    __syncthreads();  // whoever still reads what lies in shared memory
-    header.find_phases(problem.axis, at + 6);
+    header.find_phases(problem.axis, at[6], at[7], at[8]);
     __syncthreads();
     Box<Index> box;
     box.table = header.table();

@@ -86,7 +86,7 @@ __device__ __forceinline__ void add_strip(const A* gradient, int gradient_pitch,
 }
 
 template <class T, class Index, int Advance, int Taps>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks<Index>)
+__global__ void __launch_bounds__(kThreads, kDirectBlocks<T, Index>)
     sum_tiles(const T* __restrict__ image, const T* __restrict__ gradient, T* result, Accumulator<T>* partial,
               const __grid_constant__ Problem<Index> problem, const __grid_constant__ Work work) {
   using A = Accumulator<T>;
@@ -116,8 +116,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<Index>)
     for (Index tile = at[4]; tile < problem.tile_count; tile += problem.splits) {
       Index part[7];
       problem.tiles(tile, part);
-      __syncthreads();  // whoever still reads the tile before
-      header.find_phases(problem.axis, part + 4);
+      header.find_phases(problem.axis, part[4], part[5], part[6]);
       __syncthreads();
       Box<Index> image_box, gradient_box;
       image_box.table = header.table();
@@ -186,7 +185,6 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<Index>)
       else
         partial[static_cast<int64_t>(at[4]) * problem.numel + offset] = total;
     }
-    __syncthreads();  // before the next job's tiles take their place
   });
 }
 
