@@ -98,7 +98,7 @@ inline BoxPlan make_box(const BoxTensor& tensor, int64_t planes, const int64_t (
   box.along_planes = tensor.along_planes(planes, places);
   box.pairs = tensor.in_pairs(planes, places);
   box.rows = box.lines * (box.along_planes ? box.length : box.planes);
-  const int moved = (box.along_planes ? box.planes : box.length) / (box.pairs ? 2 : 1);
+  const int moved = ((box.along_planes ? box.planes : box.length) + 1) / 2;
   box.lanes_log2 = std::min(5, static_cast<int>(std::bit_width(static_cast<unsigned>(std::max(moved - 1, 0)))));
   box.inner = Divider<int32_t>(box.along_planes ? box.length : box.lines);
   box.slow_places = Divider<int32_t>(places[box.slow]);
@@ -135,10 +135,23 @@ struct Box {
   }
 };
 
-// Calls move(inside, offset, row, to, pitch, wanted) for groups of `Width` elements that adjoin in the tensor,
-// kBoxBatch at a time: whether they are in the tensor, the offset of the first, a negative number where there is no
-// such row, where the copy of the first lies, how far the next ones are from it, and which of them are of the box.
-template <int Width, class Index, class Move>
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+  T value[2];
+};
+
+// Two neighbours along a row of a box: whether they are in the tensor, the offset of the first there, where the copy of
+// the first lies, and whether each of them is of the box at all.
+template <class Index>
+struct Neighbours {
+  bool wanted[2], inside[2];
+  Index offset;
+  int shared;
+};
+
+// Calls move(neighbours, step, pitch) for all pairs of neighbours, kBoxBatch of them at a time, with how far the second
+// of each is from the first in the tensor and in the copy.
+template <class Index, class Move>
 __device__ __forceinline__ void for_each_of_box(const BoxPlan& plan, const Box<Index>& box, Move&& move) {
   const Side<Index> line = plan.fast == 1 ? box.axis[1] : box.axis[2];
   // Along a row, and across rows.
@@ -146,9 +159,10 @@ __device__ __forceinline__ void for_each_of_box(const BoxPlan& plan, const Box<I
   const int along_pitch = plan.along_planes ? plan.plane_pitch : 1;
   const int across_pitch = plan.along_planes ? 1 : plan.plane_pitch;
   const int places = plan.along_planes ? plan.planes : plan.length;
-  // Groups begin at multiples of their width, the first one at or before the first place.
-  const int before = static_cast<int>(along.first & (Width - 1));
+  // Pairs that are moved in one piece begin at even indices, the first one at or before the first place.
+  const int before = plan.pairs ? static_cast<int>(along.first & 1) : 0;
   const int lanes = 1 << plan.lanes_log2, row_step = blockDim.x >> plan.lanes_log2;
+#pragma unroll 1
   for (int first = threadIdx.x >> plan.lanes_log2; first < plan.rows; first += kBoxBatch * row_step) {
     Index start[kBoxBatch];
     int shared[kBoxBatch];
@@ -164,94 +178,73 @@ __device__ __forceinline__ void for_each_of_box(const BoxPlan& plan, const Box<I
       const Index index = across.first + other * across.step;
       if (across.has(index) && box.table[of_table] >= 0) start[i] = box.table[of_table] + index * across.stride;
     }
-    for (int group = threadIdx.x & (lanes - 1); group * Width < places + before; group += lanes) {
-      const int place = group * Width - before;
+#pragma unroll 1
+    for (int place = 2 * (threadIdx.x & (lanes - 1)) - before; place < places; place += 2 * lanes) {
       const Index index = along.first + place * along.step;
-      const bool has = along.has(index);
-      bool inside[kBoxBatch];
-      Index offset[kBoxBatch];
-      int to[kBoxBatch];
-      bool wanted[Width];
-#pragma unroll
-      for (int k = 0; k < Width; ++k) wanted[k] = Width == 1 || static_cast<unsigned>(place + k) < unsigned(places);
+      const bool has[] = {along.has(index), along.has(index + along.step)};
+      Neighbours<Index> neighbours[kBoxBatch];
 #pragma unroll
       for (int i = 0; i < kBoxBatch; ++i) {
-        inside[i] = has && start[i] >= 0;
-        offset[i] = start[i] + index * along.stride;
-        to[i] = shared[i] < 0 ? -1 : shared[i] + place * along_pitch;
+        Neighbours<Index>& n = neighbours[i];
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {
+          n.wanted[k] = shared[i] >= 0 && static_cast<unsigned>(place + k) < static_cast<unsigned>(places);
+          n.inside[k] = start[i] >= 0 && has[k] && n.wanted[k];
+        }
+        n.offset = start[i] + index * along.stride;
+        n.shared = shared[i] + place * along_pitch;
       }
-      move(inside, offset, shared, to, along_pitch, wanted);
+      move(neighbours, along.step * along.stride, along_pitch);
     }
   }
-}
-
-template <class T, int Width>
-struct alignas(Width * sizeof(T)) Group {
-  T value[Width];
-};
-
-template <int Width, class Index, class T>
-__device__ __forceinline__ void load_groups(const T* __restrict__ tensor, const BoxPlan& plan, const Box<Index>& box,
-                                            Accumulator<T>* copy) {
-  for_each_of_box<Width>(
-      plan, box,
-      [&](const bool (&inside)[kBoxBatch], const Index(&offset)[kBoxBatch], const int (&row)[kBoxBatch],
-          const int (&to)[kBoxBatch], int pitch, const bool (&wanted)[Width]) {
-        Group<T, Width> group[kBoxBatch];
-#pragma unroll
-        for (int i = 0; i < kBoxBatch; ++i) {
-          group[i] = {};
-          if (inside[i]) group[i] = *reinterpret_cast<const Group<T, Width>*>(tensor + offset[i]);
-        }
-#pragma unroll
-        for (int i = 0; i < kBoxBatch; ++i)
-#pragma unroll
-          for (int k = 0; k < Width; ++k)
-            if (row[i] >= 0 && wanted[k]) copy[to[i] + k * pitch] = convert<Accumulator<T>>(group[i].value[k]);
-      });
 }
 
 // Copies a box into shared memory, with zeros where the tensor has no element.
 template <class Index, class T>
 __device__ __forceinline__ void load_box(const T* __restrict__ tensor, const BoxPlan& plan, const Box<Index>& box,
                                          Accumulator<T>* copy) {
-  if (plan.pairs) return load_groups<2>(tensor, plan, box, copy);
-  load_groups<1>(tensor, plan, box, copy);
-}
-
-template <int Width, class Index, class T>
-__device__ __forceinline__ void store_groups(const Accumulator<T>* copy, const BoxPlan& plan, const Box<Index>& box,
-                                             T* tensor) {
-  for_each_of_box<Width>(plan, box,
-                         [&](const bool (&inside)[kBoxBatch], const Index(&offset)[kBoxBatch], const int (&)[kBoxBatch],
-                             const int (&from)[kBoxBatch], int pitch, const bool (&wanted)[Width]) {
+  for_each_of_box(plan, box, [&](const Neighbours<Index>(&neighbours)[kBoxBatch], Index step, int pitch) {
+    Pair<T> pair[kBoxBatch];
 #pragma unroll
-                           for (int i = 0; i < kBoxBatch; ++i) {
-                             if (!inside[i]) continue;
-                             Group<T, Width> group;
-                             bool whole = true;
+    for (int i = 0; i < kBoxBatch; ++i) {
+      const Neighbours<Index>& n = neighbours[i];
+      pair[i] = {};
+      if (plan.pairs) {  // of which one is inside if the other is
+        if (n.inside[0] || n.inside[1]) pair[i] = *reinterpret_cast<const Pair<T>*>(tensor + n.offset);
+      } else {
+        if (n.inside[0]) pair[i].value[0] = tensor[n.offset];
+        if (n.inside[1]) pair[i].value[1] = tensor[n.offset + step];
+      }
+    }
 #pragma unroll
-                             for (int k = 0; k < Width; ++k) {
-                               whole &= wanted[k];
-                               if (wanted[k]) group.value[k] = convert<T>(copy[from[i] + k * pitch]);
-                             }
-                             if (whole) {
-                               *reinterpret_cast<Group<T, Width>*>(tensor + offset[i]) = group;
-                             } else {  // the rest is another block's
+    for (int i = 0; i < kBoxBatch; ++i)
 #pragma unroll
-                               for (int k = 0; k < Width; ++k)
-                                 if (wanted[k]) tensor[offset[i] + k] = group.value[k];
-                             }
-                           }
-                         });
+      for (int k = 0; k < 2; ++k)
+        if (neighbours[i].wanted[k]) copy[neighbours[i].shared + k * pitch] = convert<Accumulator<T>>(pair[i].value[k]);
+  });
 }
 
 // Copies a box from shared memory, as far as the tensor has elements.
 template <class Index, class T>
 __device__ __forceinline__ void store_box(const Accumulator<T>* copy, const BoxPlan& plan, const Box<Index>& box,
                                           T* tensor) {
-  if (plan.pairs) return store_groups<2>(copy, plan, box, tensor);
-  store_groups<1>(copy, plan, box, tensor);
+  for_each_of_box(plan, box, [&](const Neighbours<Index>(&neighbours)[kBoxBatch], Index step, int pitch) {
+#pragma unroll
+    for (int i = 0; i < kBoxBatch; ++i) {
+      const Neighbours<Index>& n = neighbours[i];
+      Pair<T> pair;
+#pragma unroll
+      for (int k = 0; k < 2; ++k)
+        if (n.wanted[k]) pair.value[k] = convert<T>(copy[n.shared + k * pitch]);
+      const bool whole = n.inside[0] && n.inside[1];  // if not, the other one is another block's
+      if (plan.pairs && whole) {
+        *reinterpret_cast<Pair<T>*>(tensor + n.offset) = pair;
+      } else {
+        if (n.inside[0]) tensor[n.offset] = pair.value[0];
+        if (n.inside[1]) tensor[n.offset + step] = pair.value[1];
+      }
+    }
+  });
 }
 
 // For __launch_bounds__: room for so many blocks is what leaves all of the numbers that a thread has in registers.

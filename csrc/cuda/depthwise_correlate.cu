@@ -176,11 +176,11 @@ Problem<Index> make_problem(const DirectCorrelation& problem, const Plan& plan) 
   return result;
 }
 
-template <class T, class Index, int Advance, int Taps>
+template <class T, class Index>
 void launch_correlate(void* stream, const DirectCorrelation& problem, const Plan& plan) {
   const Extent extent(plan.of, plan.tile);
   const Grid grid{plan.blocks, threads_of_block(extent.threads, extent.source_numel), plan.shared_bytes};
-  launch(correlate<T, Index, Advance, Taps>, grid, stream, static_cast<const T*>(problem.source.data),
+  launch(correlate<T, Index>, grid, stream, static_cast<const T*>(problem.source.data),
          static_cast<const T*>(problem.weight.data), static_cast<const T*>(problem.bias),
          static_cast<T*>(const_cast<void*>(problem.result.data)), make_problem<Index>(problem, plan),
          extent.work(plan.of, plan.tile));
@@ -191,23 +191,9 @@ void launch_correlate(void* stream, const DirectCorrelation& problem, const Plan
 DirectPlan correlate_direct(void* stream, const DirectCorrelation& problem, bool run) {
   const Plan plan = make_plan(problem);
   if (!plan.fits || !run) return plan;
-  const Axis<int64_t>& y = plan.of.axis[1];
-  // Every phase has all taps where it is the only one, or where there is no stride to leave any out.
-  const int64_t taps = !y.backward || y.stride == 1 ? y.taps : 0;
   dispatch_float(problem.dtype, [&](auto type) {
     with_index(largest_index(problem, plan), [&](auto index_type) {
-      using T = typename decltype(type)::type;
-      using Index = typename decltype(index_type)::type;
-      // What is rare has the general kernels alone.
-      if constexpr (sizeof(Index) == 4 && sizeof(T) <= 4) {
-        if (y.advance == 1 && taps == 3) return launch_correlate<T, Index, 1, 3>(stream, problem, plan);
-        if (y.advance == 1 && taps == 5) return launch_correlate<T, Index, 1, 5>(stream, problem, plan);
-        if (y.advance == 1 && taps == 7) return launch_correlate<T, Index, 1, 7>(stream, problem, plan);
-        if (y.advance == 2) return launch_correlate<T, Index, 2, 0>(stream, problem, plan);
-      }
-      if constexpr (sizeof(Index) == 4)
-        if (y.advance == 1) return launch_correlate<T, Index, 1, 0>(stream, problem, plan);
-      launch_correlate<T, Index, 0, 0>(stream, problem, plan);
+      launch_correlate<typename decltype(type)::type, typename decltype(index_type)::type>(stream, problem, plan);
     });
   });
   return plan;

@@ -83,25 +83,30 @@ __device__ __forceinline__ void add_taps(const A* column, int pitch, const A* we
     for (int v = 0; v < kStrip; ++v) sum[v] += element[v * Advance + k] * weight[k];
 }
 
-// The same with as many taps as there are: `Taps` if that is known, in pieces of 8, 4, 2 and 1 otherwise. An `Advance`
-// of 0 is one that is not known, with which no element is used twice.
-template <int Advance, int Taps, class A>
-__device__ __forceinline__ void add_column(const A* column, int pitch, int advance, const A* weights, int taps,
-                                           A (&sum)[kStrip]) {
-  if constexpr (Advance == 0) {
-    for (int k = 0; k < taps; ++k) {
-      const A weight = weights[k];
+// The same with any number of taps, in pieces: the common ones whole, others of 8, 4, 2 and 1.
+template <int Advance, class A>
+__device__ __forceinline__ void add_column(const A* column, int pitch, const A* weights, int taps, A (&sum)[kStrip]) {
+  if (taps == 3) return add_taps<Advance, 3>(column, pitch, weights, sum);
+  if constexpr (Advance == 1) {
+    if (taps == 5) return add_taps<Advance, 5>(column, pitch, weights, sum);
+    if (taps == 7) return add_taps<Advance, 7>(column, pitch, weights, sum);
+  }
+  int k = 0;
+  for (; k + 8 <= taps; k += 8) add_taps<Advance, 8>(column + k * pitch, pitch, weights + k, sum);
+  if (taps & 4) add_taps<Advance, 4>(column + k * pitch, pitch, weights + k, sum), k += 4;
+  if (taps & 2) add_taps<Advance, 2>(column + k * pitch, pitch, weights + k, sum), k += 2;
+  if (taps & 1) add_taps<Advance, 1>(column + k * pitch, pitch, weights + k, sum);
+}
+
+// The same for longer strides, with which few elements are used twice.
+template <class A>
+__device__ __forceinline__ void add_column_far(const A* column, int pitch, int advance, const A* weights, int taps,
+                                               A (&sum)[kStrip]) {
+#pragma unroll 1
+  for (int k = 0; k < taps; ++k) {
+    const A weight = weights[k];
 #pragma unroll
-      for (int v = 0; v < kStrip; ++v) sum[v] += column[(v * advance + k) * pitch] * weight;
-    }
-  } else if constexpr (Taps > 0) {
-    add_taps<Advance, Taps>(column, pitch, weights, sum);
-  } else {
-    int k = 0;
-    for (; k + 8 <= taps; k += 8) add_taps<Advance, 8>(column + k * pitch, pitch, weights + k, sum);
-    if (taps & 4) add_taps<Advance, 4>(column + k * pitch, pitch, weights + k, sum), k += 4;
-    if (taps & 2) add_taps<Advance, 2>(column + k * pitch, pitch, weights + k, sum), k += 2;
-    if (taps & 1) add_taps<Advance, 1>(column + k * pitch, pitch, weights + k, sum);
+    for (int v = 0; v < kStrip; ++v) sum[v] += column[(v * advance + k) * pitch] * weight;
   }
 }
 
@@ -133,7 +138,7 @@ __device__ __forceinline__ void load_weights_of(const T* __restrict__ weight, co
   }
 }
 
-template <class T, class Index, int Advance, int Taps>
+template <class T, class Index>
 __global__ void __launch_bounds__(kThreads, kDirectBlocks<T, Index>)
     correlate(const T* __restrict__ source, const T* __restrict__ weight, const T* __restrict__ bias, T* result,
               const __grid_constant__ Problem<Index> problem, const __grid_constant__ Work work) {
@@ -188,11 +193,20 @@ __global__ void __launch_bounds__(kThreads, kDirectBlocks<T, Index>)
         const A* const from = image + (unit * work.inputs + input) * work.source.plane_pitch + corner;
         const A* row =
             weights + plane * work.row_pitch + input * work.most_taps[0] * work.most_taps[2] * work.tap_pitch;
+#pragma unroll 1
         for (int tap_z = 0; tap_z < taps[0]; ++tap_z, row += work.most_taps[2] * work.tap_pitch)
 #pragma unroll 1
-          for (int tap_x = 0; tap_x < taps[2]; ++tap_x)
-            add_column<Advance, Taps>(from + tap_z * work.source.pitch[0] + tap_x * work.source.pitch[2],
-                                      work.source.pitch[1], advance, row + tap_x * work.tap_pitch, taps[1], sum);
+          for (int tap_x = 0; tap_x < taps[2]; ++tap_x) {
+            const A* const column = from + tap_z * work.source.pitch[0] + tap_x * work.source.pitch[2];
+            const A* const weights_of_column = row + tap_x * work.tap_pitch;
+            const int pitch = work.source.pitch[1];
+            if (advance == 1)
+              add_column<1>(column, pitch, weights_of_column, taps[1], sum);
+            else if (advance == 2)
+              add_column<2>(column, pitch, weights_of_column, taps[1], sum);
+            else
+              add_column_far(column, pitch, advance, weights_of_column, taps[1], sum);
+          }
       }
     }
 

@@ -12,7 +12,7 @@ struct Plan : DirectPlan {
   BoxTensor image, gradient;
   int64_t tap_stride[3];
   DirectTile tile;
-  int64_t advance, taps;  // as the kernel is made for
+  int64_t taps;  // of a role
   int64_t jobs[5], tiles[7], tile_count, numel;
 
   explicit Plan(const DirectWeightSums& problem)
@@ -73,7 +73,8 @@ struct Extent {
     work.gradient_at = static_cast<int>(image_numel);
     work.columns = static_cast<int>(columns);
     work.roles = static_cast<int>(roles), work.slices = static_cast<int>(slices);
-    work.role_count = static_cast<int>(role_count);
+    work.role_count = static_cast<int>(role_count), work.taps = static_cast<int>(plan.taps);
+    work.role_taps = Divider<int32_t>(plan.taps);
     work.slices_first = !lines;
     work.units = static_cast<int>(tile.units);
     work.outputs = static_cast<int>(tile.outputs), work.inputs = static_cast<int>(tile.inputs);
@@ -89,6 +90,7 @@ struct Extent {
 // How many taps along y a thread adds up: few numbers are loaded for each product where there are many, and few
 // products are for nothing where they divide what there is.
 int64_t taps_of_a_role(const Axis<int64_t>& axis) {
+  if (axis.advance != 1) return 3;
   int64_t best = 3;
   const auto cost = [&](int64_t taps) { return ceil_div(axis.taps, taps) * (taps + 2); };
   for (const int64_t taps : {5, 8})
@@ -96,8 +98,7 @@ int64_t taps_of_a_role(const Axis<int64_t>& axis) {
   return best;
 }
 
-// `general`: for the kernel that takes anything.
-Plan make_plan(const DirectWeightSums& problem, int64_t workspace_limit, bool general) {
+Plan make_plan(const DirectWeightSums& problem, int64_t workspace_limit) {
   constexpr int64_t most_channels = 8, most_splits = 256, enough_blocks = 1024;
   Plan best(problem);
   const auto& axis = best.axis;
@@ -107,8 +108,7 @@ Plan make_plan(const DirectWeightSums& problem, int64_t workspace_limit, bool ge
   const int64_t inputs = problem.image.layout.count[2], outputs = problem.gradient.layout.count[2];
   const int64_t bytes = problem.dtype == ScalarType::Double ? 8 : 4;
   const int64_t results[] = {axis[0].most_results(), axis[1].most_results(), axis[2].most_results()};
-  best.advance = general || axis[1].advance != 1 ? 0 : 1;
-  best.taps = best.advance == 0 ? 3 : taps_of_a_role(axis[1]);
+  best.taps = taps_of_a_role(axis[1]);
   const int64_t splits_that_fit = std::clamp<int64_t>(workspace_limit / (best.numel * bytes), 1, most_splits);
   double best_cost = 0;
   const auto consider = [&](DirectTile tile, int64_t outputs_at_once, int64_t inputs_at_once) {
@@ -133,7 +133,7 @@ Plan make_plan(const DirectWeightSums& problem, int64_t workspace_limit, bool ge
     const double products = kStrip * best.taps;
     const double threads = ceil_div(extent.roles * extent.slices, 32) * 32;
     const double computed =
-        ceil_div(extent.columns, extent.slices) * threads * (products * (best.advance == 1 ? 1.2 : 2.2) + 35);
+        ceil_div(extent.columns, extent.slices) * threads * (products * (axis[1].advance == 1 ? 1.2 : 2.2) + 35);
     const double cost =
         std::max(rounds, kBlocksThatFillAGpu) * (kInstructionsOfABlock + kInstructionsToMove * moved + computed);
     if (best.fits && cost >= best_cost) return;
@@ -170,13 +170,6 @@ double largest_index(const DirectWeightSums& problem, const Plan& plan) {
   return result + 2.0 * kThreads;
 }
 
-// What is rare has the general kernel alone.
-Plan chosen_plan(const DirectWeightSums& problem, int64_t workspace_limit) {
-  const Plan plan = make_plan(problem, workspace_limit, problem.dtype == ScalarType::Double);
-  if (plan.advance == 0 || largest_index(problem, plan) <= limits.index) return plan;
-  return make_plan(problem, workspace_limit, /*general=*/true);
-}
-
 // --- launcher --------------------------------------------------------------------------------------------------------
 
 template <class Index>
@@ -199,13 +192,13 @@ Problem<Index> make_problem(const DirectWeightSums& problem, const Plan& plan) {
   return result;
 }
 
-template <class T, class Index, int Advance, int Taps>
+template <class T, class Index>
 void launch_sums(void* stream, const DirectWeightSums& problem, const Plan& plan, void* workspace) {
   auto* const result = static_cast<T*>(problem.result);
   auto* const partial = plan.splits > 1 ? static_cast<Accumulator<T>*>(workspace) : nullptr;
   const Extent extent(plan, plan.tile);
   const Grid grid{plan.blocks, threads_of_block(extent.roles * extent.slices, extent.image_numel), plan.shared_bytes};
-  launch(sum_tiles<T, Index, Advance, Taps>, grid, stream, static_cast<const T*>(problem.image.data),
+  launch(sum_tiles<T, Index>, grid, stream, static_cast<const T*>(problem.image.data),
          static_cast<const T*>(problem.gradient.data), result, partial, make_problem<Index>(problem, plan),
          extent.work(plan));
   if (plan.splits == 1) return;
@@ -218,20 +211,12 @@ void launch_sums(void* stream, const DirectWeightSums& problem, const Plan& plan
 
 DirectPlan weight_sums_direct(void* stream, const DirectWeightSums& problem, int64_t workspace_limit,
                               const Workspace& workspace) {
-  const Plan plan = chosen_plan(problem, workspace_limit);
+  const Plan plan = make_plan(problem, workspace_limit);
   if (!plan.fits || !workspace) return plan;
   void* const sums = plan.splits > 1 ? workspace(plan.workspace_bytes) : nullptr;
   dispatch_float(problem.dtype, [&](auto type) {
-    using T = typename decltype(type)::type;
-    if constexpr (sizeof(T) <= 4) {
-      if (plan.advance == 1) {
-        if (plan.taps == 3) return launch_sums<T, int32_t, 1, 3>(stream, problem, plan, sums);
-        if (plan.taps == 5) return launch_sums<T, int32_t, 1, 5>(stream, problem, plan, sums);
-        return launch_sums<T, int32_t, 1, 8>(stream, problem, plan, sums);
-      }
-    }
     with_index(largest_index(problem, plan), [&](auto index_type) {
-      launch_sums<T, typename decltype(index_type)::type, 0, 3>(stream, problem, plan, sums);
+      launch_sums<typename decltype(type)::type, typename decltype(index_type)::type>(stream, problem, plan, sums);
     });
   });
   return plan;

@@ -20,16 +20,19 @@
 namespace unfoldconv::cuda {
 namespace {
 
+constexpr int kMostTaps = 8;  // of a role
+
 // Indices within a block.
 struct Work {
   BoxPlan image, gradient;
   int header_bytes, gradient_at;   // before the image; where the gradient lies behind it
   int columns, roles, slices;      // of a tile, and of a block; a column is of kStrip positions
-  int role_count;                  // in all
+  int role_count, taps;            // in all; of a role, along y
   bool slices_first;               // neighbouring threads have neighbouring slices
   int units, outputs, inputs;      // as in DirectTile
   int size[3];                     // positions of a tile
   Divider<int32_t> thread;         // into slice and role
+  Divider<int32_t> role_taps;      // taps
   Divider<int32_t> width, strips;  // columns of a tile along x and y
   Divider<int32_t> row_taps, pieces, depth_taps, input_count, output_count;  // of a role
 };
@@ -50,9 +53,9 @@ struct Problem {
 struct Role {
   int x, first_y, z, input, output, unit;
 
-  __device__ __forceinline__ Role(const Work& work, int role, int taps) {
+  __device__ __forceinline__ Role(const Work& work, int role) {
     x = work.row_taps.divide(role);
-    first_y = work.pieces.divide(role) * taps;
+    first_y = work.pieces.divide(role) * work.taps;
     z = work.depth_taps.divide(role);
     input = work.input_count.divide(role);
     output = work.output_count.divide(role);
@@ -60,10 +63,12 @@ struct Role {
   }
 };
 
-// Adds the products of the first `rows` positions of a strip with the elements that `Taps` taps read for them.
+// Adds the products of the first `rows` positions of a strip with the elements that `Taps` taps read for them, which
+// are `pitch` apart from tap to tap and `step` from position to position. An `Advance` of 1 says that these are the
+// same.
 template <int Advance, int Taps, class A>
-__device__ __forceinline__ void add_strip(const A* gradient, int gradient_pitch, const A* column, int pitch,
-                                          int advance, int rows, A (&sum)[Taps]) {
+__device__ __forceinline__ void add_strip(const A* gradient, int gradient_pitch, const A* column, int pitch, int step,
+                                          int rows, A (&sum)[kMostTaps]) {
   A factor[kStrip];
 #pragma unroll
   for (int v = 0; v < kStrip; ++v) factor[v] = gradient[v * gradient_pitch];
@@ -81,11 +86,11 @@ __device__ __forceinline__ void add_strip(const A* gradient, int gradient_pitch,
     for (int v = 0; v < kStrip; ++v)
       if (v < rows)
 #pragma unroll
-        for (int k = 0; k < Taps; ++k) sum[k] += factor[v] * column[(v * advance + k) * pitch];
+        for (int k = 0; k < Taps; ++k) sum[k] += factor[v] * column[v * step + k * pitch];
   }
 }
 
-template <class T, class Index, int Advance, int Taps>
+template <class T, class Index>
 __global__ void __launch_bounds__(kThreads, kDirectBlocks<T, Index>)
     sum_tiles(const T* __restrict__ image, const T* __restrict__ gradient, T* result, Accumulator<T>* partial,
               const __grid_constant__ Problem<Index> problem, const __grid_constant__ Work work) {
@@ -109,10 +114,10 @@ __global__ void __launch_bounds__(kThreads, kDirectBlocks<T, Index>)
     const Index outputs = min(static_cast<Index>(work.outputs), problem.outputs - first_output);
     const Index inputs = min(static_cast<Index>(work.inputs), problem.inputs - first_input);
     const int first_role = static_cast<int>(at[3]) * work.roles;
-    const Role role(work, min(first_role + role_of_block, work.role_count - 1), Taps);
+    const Role role(work, min(first_role + role_of_block, work.role_count - 1));
     const bool busy = slice < work.slices && role_of_block < work.roles && first_role + role_of_block < work.role_count;
 
-    A sum[Taps] = {};
+    A sum[kMostTaps] = {};
     for (Index tile = at[4]; tile < problem.tile_count; tile += problem.splits) {
       Index part[7];
       problem.tiles(tile, part);
@@ -155,27 +160,42 @@ __global__ void __launch_bounds__(kThreads, kDirectBlocks<T, Index>)
         const int x = work.width.divide(z), y = work.strips.divide(z) * kStrip;
         if (x >= count[2] || y >= count[1] || z >= count[0]) continue;
         const int advance = static_cast<int>(problem.axis[1].advance);
-        add_strip<Advance>(
-            factors + z * work.gradient.pitch[0] + y * work.gradient.pitch[1] + x * work.gradient.pitch[2],
-            work.gradient.pitch[1],
-            from + z * static_cast<int>(problem.axis[0].advance) * work.image.pitch[0] +
-                y * advance * work.image.pitch[1] + x * static_cast<int>(problem.axis[2].advance) * work.image.pitch[2],
-            work.image.pitch[1], advance, count[1] - y, sum);
+        const A* const factor =
+            factors + z * work.gradient.pitch[0] + y * work.gradient.pitch[1] + x * work.gradient.pitch[2];
+        const A* const element = from + z * static_cast<int>(problem.axis[0].advance) * work.image.pitch[0] +
+                                 y * advance * work.image.pitch[1] +
+                                 x * static_cast<int>(problem.axis[2].advance) * work.image.pitch[2];
+        const auto add = [&]<int Advance, int Taps>() {
+          add_strip<Advance, Taps>(factor, work.gradient.pitch[1], element, work.image.pitch[1],
+                                   advance * work.image.pitch[1], count[1] - y, sum);
+        };
+        if (advance != 1)
+          add.template operator()<0, 3>();
+        else if (work.taps == 3)
+          add.template operator()<1, 3>();
+        else if (work.taps == 5)
+          add.template operator()<1, 5>();
+        else
+          add.template operator()<1, 8>();
       }
     }
 
     __syncthreads();  // the sums take the place of the tile
-    if (busy)
+    if (busy) {
 #pragma unroll
-      for (int k = 0; k < Taps; ++k) shared[(slice * work.roles + role_of_block) * Taps + k] = sum[k];
+      for (int k = 0; k < kMostTaps; ++k)
+        if (k < work.taps) shared[(slice * work.roles + role_of_block) * work.taps + k] = sum[k];
+    }
     __syncthreads();
-    for (int item = threadIdx.x; item < work.roles * Taps; item += blockDim.x) {
-      if (first_role + item / Taps >= work.role_count) continue;
-      const Role of(work, first_role + item / Taps, Taps);
-      const int y = of.first_y + item % Taps;
+    for (int item = threadIdx.x; item < work.roles * work.taps; item += blockDim.x) {
+      int role_of_item = item;
+      const int tap = work.role_taps.divide(role_of_item);
+      if (first_role + role_of_item >= work.role_count) continue;
+      const Role of(work, first_role + role_of_item);
+      const int y = of.first_y + tap;
       if (of.unit >= groups || of.output >= outputs || of.input >= inputs || y >= problem.axis[1].taps) continue;
       A total = shared[item];
-      for (int i = 1; i < work.slices; ++i) total += shared[i * work.roles * Taps + item];
+      for (int i = 1; i < work.slices; ++i) total += shared[i * work.roles * work.taps + item];
       const Index plane = ((first_group + of.unit) * problem.outputs + first_output + of.output) * problem.inputs +
                           first_input + of.input;
       const Index offset = plane * problem.taps + of.z * problem.tap_stride[0] + y * problem.tap_stride[1] +
