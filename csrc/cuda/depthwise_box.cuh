@@ -15,7 +15,9 @@
 
 namespace unfoldconv::cuda {
 
-constexpr int kBoxBatch = 4;
+// With 64-bit indices one, because such tensors are too rare for the code that it takes.
+template <class Index>
+constexpr int kBoxBatch = sizeof(Index) == 4 ? 4 : 1;
 
 // How a box of some size is copied. In shared memory the places along the fast axis adjoin, then those along the slow
 // ones, the first of which is z.
@@ -163,11 +165,11 @@ __device__ __forceinline__ void for_each_of_box(const BoxPlan& plan, const Box<I
   const int before = plan.pairs ? static_cast<int>(along.first & 1) : 0;
   const int lanes = 1 << plan.lanes_log2, row_step = blockDim.x >> plan.lanes_log2;
 #pragma unroll 1
-  for (int first = threadIdx.x >> plan.lanes_log2; first < plan.rows; first += kBoxBatch * row_step) {
-    Index start[kBoxBatch];
-    int shared[kBoxBatch];
+  for (int first = threadIdx.x >> plan.lanes_log2; first < plan.rows; first += kBoxBatch<Index> * row_step) {
+    Index start[kBoxBatch<Index>];
+    int shared[kBoxBatch<Index>];
 #pragma unroll
-    for (int i = 0; i < kBoxBatch; ++i) {
+    for (int i = 0; i < kBoxBatch<Index>; ++i) {
       start[i] = shared[i] = -1;
       const int row = first + i * row_step;
       if (row >= plan.rows) continue;
@@ -182,9 +184,9 @@ __device__ __forceinline__ void for_each_of_box(const BoxPlan& plan, const Box<I
     for (int place = 2 * (threadIdx.x & (lanes - 1)) - before; place < places; place += 2 * lanes) {
       const Index index = along.first + place * along.step;
       const bool has[] = {along.has(index), along.has(index + along.step)};
-      Neighbours<Index> neighbours[kBoxBatch];
+      Neighbours<Index> neighbours[kBoxBatch<Index>];
 #pragma unroll
-      for (int i = 0; i < kBoxBatch; ++i) {
+      for (int i = 0; i < kBoxBatch<Index>; ++i) {
         Neighbours<Index>& n = neighbours[i];
 #pragma unroll
         for (int k = 0; k < 2; ++k) {
@@ -203,10 +205,10 @@ __device__ __forceinline__ void for_each_of_box(const BoxPlan& plan, const Box<I
 template <class Index, class T>
 __device__ __forceinline__ void load_box(const T* __restrict__ tensor, const BoxPlan& plan, const Box<Index>& box,
                                          Accumulator<T>* copy) {
-  for_each_of_box(plan, box, [&](const Neighbours<Index>(&neighbours)[kBoxBatch], Index step, int pitch) {
-    Pair<T> pair[kBoxBatch];
+  for_each_of_box(plan, box, [&](const Neighbours<Index>(&neighbours)[kBoxBatch<Index>], Index step, int pitch) {
+    Pair<T> pair[kBoxBatch<Index>];
 #pragma unroll
-    for (int i = 0; i < kBoxBatch; ++i) {
+    for (int i = 0; i < kBoxBatch<Index>; ++i) {
       const Neighbours<Index>& n = neighbours[i];
       pair[i] = {};
       if (plan.pairs) {  // of which one is inside if the other is
@@ -217,7 +219,7 @@ __device__ __forceinline__ void load_box(const T* __restrict__ tensor, const Box
       }
     }
 #pragma unroll
-    for (int i = 0; i < kBoxBatch; ++i)
+    for (int i = 0; i < kBoxBatch<Index>; ++i)
 #pragma unroll
       for (int k = 0; k < 2; ++k)
         if (neighbours[i].wanted[k]) copy[neighbours[i].shared + k * pitch] = convert<Accumulator<T>>(pair[i].value[k]);
@@ -228,9 +230,9 @@ __device__ __forceinline__ void load_box(const T* __restrict__ tensor, const Box
 template <class Index, class T>
 __device__ __forceinline__ void store_box(const Accumulator<T>* copy, const BoxPlan& plan, const Box<Index>& box,
                                           T* tensor) {
-  for_each_of_box(plan, box, [&](const Neighbours<Index>(&neighbours)[kBoxBatch], Index step, int pitch) {
+  for_each_of_box(plan, box, [&](const Neighbours<Index>(&neighbours)[kBoxBatch<Index>], Index step, int pitch) {
 #pragma unroll
-    for (int i = 0; i < kBoxBatch; ++i) {
+    for (int i = 0; i < kBoxBatch<Index>; ++i) {
       const Neighbours<Index>& n = neighbours[i];
       Pair<T> pair;
 #pragma unroll
@@ -249,7 +251,9 @@ __device__ __forceinline__ void store_box(const Accumulator<T>* copy, const BoxP
 
 // For __launch_bounds__: room for so many blocks is what leaves all of the numbers that a thread has in registers.
 template <class T, class Index>
-constexpr int kDirectBlocks = sizeof(T) == 8 || sizeof(Index) == 8 ? 2 : 3;
+constexpr int kDirectBlocks = sizeof(T) < 8 && sizeof(Index) < 8   ? 3
+                              : sizeof(T) < 8 || sizeof(Index) < 8 ? 2
+                                                                   : 1;
 
 // What a block keeps in shared memory before its boxes: the phases of its axes, which three of its threads work out,
 // and the table of a box.

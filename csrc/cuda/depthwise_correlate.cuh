@@ -143,6 +143,7 @@ __global__ void __launch_bounds__(kThreads, kDirectBlocks<T, Index>)
     correlate(const T* __restrict__ source, const T* __restrict__ weight, const T* __restrict__ bias, T* result,
               const __grid_constant__ Problem<Index> problem, const __grid_constant__ Work work) {
   using A = Accumulator<T>;
+  constexpr bool fast = sizeof(Index) == 4;  // 64-bit indices are rare, and kernels large
   auto& header = *dynamic_shared<Header<Index>>();
   A* const weights = reinterpret_cast<A*>(dynamic_shared<char>() + work.header_bytes);
   A* const image = weights + work.image_at;
@@ -200,9 +201,9 @@ __global__ void __launch_bounds__(kThreads, kDirectBlocks<T, Index>)
             const A* const column = from + tap_z * work.source.pitch[0] + tap_x * work.source.pitch[2];
             const A* const weights_of_column = row + tap_x * work.tap_pitch;
             const int pitch = work.source.pitch[1];
-            if (advance == 1)
+            if (fast && advance == 1)
               add_column<1>(column, pitch, weights_of_column, taps[1], sum);
-            else if (advance == 2)
+            else if (fast && advance == 2)
               add_column<2>(column, pitch, weights_of_column, taps[1], sum);
             else
               add_column_far(column, pitch, advance, weights_of_column, taps[1], sum);
