@@ -133,18 +133,6 @@ void dispatch_sum(ScalarType dtype, F&& f) {
   }
 }
 
-// Calls f(Type<T>{}) with the floating-point type of the dtype.
-template <class F>
-void dispatch_float(ScalarType dtype, F&& f) {
-  switch (dtype) {
-    case ScalarType::Half: return f(Type<Half>{});
-    case ScalarType::BFloat16: return f(Type<BFloat16>{});
-    case ScalarType::Float: return f(Type<float>{});
-    case ScalarType::Double: return f(Type<double>{});
-    default: refuse(std::string("dtype must be a floating-point type, but got ") + torch::headeronly::toString(dtype));
-  }
-}
-
 // Calls f(Type<From>{}, Type<To>{}) for im2col: the same type, or a 16-bit float widened to float.
 template <class F>
 void dispatch_gather(ScalarType from, ScalarType to, F&& f) {

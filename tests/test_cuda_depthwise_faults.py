@@ -149,7 +149,7 @@ FAULTS = [
 
 def load_with_faults() -> Any:
     edits: dict[str, list[tuple[str, str]]] = {
-        "scalar.h": [ONE_DTYPE],
+        "cuda/depthwise.h": [ONE_DTYPE],
         "cuda/depthwise_correlate.cu": [],
         "cuda/depthwise_weight_grad.cu": [],
     }

@@ -18,6 +18,18 @@ inline bool direct_takes(ScalarType dtype, int64_t groups, int64_t inputs, int64
   return floating && inputs > 0 && outputs > 0 && ((inputs <= most && outputs <= most) || (inputs == 1 && groups > 1));
 }
 
+// Calls f(Type<T>{}) with the type of a dtype that direct_takes().
+template <class F>
+void dispatch_float(ScalarType dtype, F&& f) {
+  switch (dtype) {
+    case ScalarType::Half: return f(Type<Half>{});
+    case ScalarType::BFloat16: return f(Type<BFloat16>{});
+    case ScalarType::Float: return f(Type<float>{});
+    case ScalarType::Double: return f(Type<double>{});
+    default: refuse(std::string("dtype must be a floating-point type, but got ") + torch::headeronly::toString(dtype));
+  }
+}
+
 struct DirectOperand {
   const void* data;
   PlaneLayout<3> layout;

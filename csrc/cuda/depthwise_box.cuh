@@ -3,8 +3,8 @@
 //
 // A box is made of lines: the places along its fast axis, x, or y where a plane is a single column. A table in shared
 // memory says where each line of a plane begins in the tensor. The threads of a warp go along a line, or along the
-// planes where those lie closer together (channels_last), so both formats are moved as they lie: in pairs where all
-// pairs are aligned, and kBoxBatch rows of them at a time, so that enough loads are under way.
+// planes where those lie closer together (channels_last), so both formats are moved as they lie: pairs in one piece
+// where all of them are aligned, and kBoxBatch rows at a time, so that enough loads are under way.
 #pragma once
 
 #include <cstdlib>

@@ -10,11 +10,12 @@
 // so that reading and writing each follow the format of their tensor. The terms of every sum are in the same order,
 // channels, then taps along z, x and y, whatever the tile; every result is written once, by one thread.
 //
-// Floors: bytes / bandwidth, and the multiplications without tensor cores. Per result and tap there is 1 FMA; shared
-// memory gives an element for every kStrip * K / (kStrip + K - 1) of them (8.3 bytes a clock would be needed for K = 3
-// and 4 for K = 31, of 128 that a multiprocessor has), so from K = 7 on the FMAs are the bound: for one output per
-// clock and lane, K^2 / 128 clocks of a multiprocessor, 31 x 31 taps on 56 x 56 x 128 x 64 results 0.74 ms at 67
-// TFLOP/s. Toeplitz blocks on tensor cores would go below that; these kernels do not.
+// Floors, besides bytes / bandwidth: a multiprocessor does 128 FMAs in a clock and gets 32 numbers from shared memory.
+// A result takes as many FMAs as there are taps, and a column of K taps kStrip + K - 1 numbers for kStrip * K of them
+// (10 for 24 with 3 taps, 14 for 56 with 7, and 73 for 248 with 31, which are done in pieces), with the weights, of
+// which neighbouring threads read the same, a quarter of K more. So 3 x 3 taps take 0.1 clocks a result, less than its
+// 16-bit elements take to come and go, and from about 5 x 5 on the FMAs are the bound: 31 x 31 taps take 7.5 clocks.
+// Only Toeplitz blocks on tensor cores could go below that; these kernels do not.
 #pragma once
 
 #include "depthwise_box.cuh"

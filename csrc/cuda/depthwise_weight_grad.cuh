@@ -10,8 +10,9 @@
 // of bounded size, and a second kernel adds these, in an order that follows from the number of splits. That follows
 // from the problem, so nothing depends on which block or thread comes first.
 //
-// Floors: bytes / bandwidth, and one FMA for each position and tap, for which shared memory is asked for
-// (2 * kStrip + Taps - 1) / (kStrip * Taps) numbers.
+// Floors, besides bytes / bandwidth: one FMA for each position and tap, of which a multiprocessor does 128 in a clock,
+// and 2 * kStrip + K - 1 numbers from shared memory, 32 in a clock, for kStrip * K of them, K being the taps of a role.
+// With 8 taps that is 23 numbers for 64 FMAs: the former are the bound, by 0.7 to 0.5 clocks.
 #pragma once
 
 #include "depthwise_box.cuh"
