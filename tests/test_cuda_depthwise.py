@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cases import Case, channels_last
+from cases import MEMORY_FORMATS, Case, channels_last
 from compare import assert_same_bits, assert_within_rounding
 from emulator.build import load
 from emulator.direct import (
@@ -106,8 +106,8 @@ def test_dtypes(case: Case, dtype: torch.dtype) -> None:
 def compute_all(case: Case, tensors: dict[str, Tensor], to_format: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """Forward and both gradients, of tensors of one memory format."""
     x, y = to_format(tensors["x"]), to_format(tensors["y"])
-    forward = correlate(case, x, tensors["w"], tensors["y_bias"], blank(y, to_format), backward=False)
-    backward = correlate(case, y, tensors["w"], tensors["x_bias"], blank(x, to_format), backward=True)
+    forward = correlate(case, x, tensors["w"], tensors["y_bias"], blank(tensors["y"], to_format), backward=False)
+    backward = correlate(case, y, tensors["w"], tensors["x_bias"], blank(tensors["x"], to_format), backward=True)
     return {
         "conv": forward[0].contiguous(),
         "input_grad": backward[0].contiguous(),
@@ -200,3 +200,14 @@ def test_what_does_not_fit_is_left_to_others() -> None:
     assert not plan["fits"]
     _, plan = weight_sums(case, tensors["y"], tensors["x"])
     assert not plan["fits"]
+
+
+@pytest.mark.parametrize("name", MEMORY_FORMATS)
+def test_strides_may_be_any(name: str) -> None:
+    """Of the operands; of the weight too."""
+    case = _named("three-2d")
+    tensors = operands(case, torch.float32)
+    tensors |= {key: MEMORY_FORMATS[name](tensors[key]) for key in ("x", "y", "w")}
+    exact, bound = expected(case, tensors), magnitude(case, tensors)
+    for key, actual in compute_all(case, tensors, lambda tensor: tensor).items():
+        assert_within_rounding(actual, exact[key], bound[key], key)

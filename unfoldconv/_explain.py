@@ -17,8 +17,9 @@ class Step:
 
     Attributes:
         engine: `columns`, `positions`, `channels`, `depthwise` or `grouped`.
-        tile: Rows x lanes that the micro-kernel holds in registers; empty where the engine has no micro-kernel.
-        tasks: Into how many parts the work is cut; the same for any number of threads.
+        tile: Rows x lanes that the micro-kernel holds in registers, or on CUDA rows x columns of positions that a block
+            computes of a plane; empty where the engine has neither.
+        tasks: Into how many parts the work is cut, on CUDA blocks; the same for any number of threads.
         thread_bytes: Workspace of each thread.
         shared_bytes: Memory beside: packed weights, partial sums.
         why: The reason for the engine.

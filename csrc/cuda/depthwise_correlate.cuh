@@ -19,7 +19,7 @@
 #pragma once
 
 #include "depthwise_box.cuh"
-#include "depthwise_tiles.h"
+#include "depthwise_tiles.cuh"
 
 namespace unfoldconv::cuda {
 namespace {
