@@ -8,6 +8,7 @@
 #include "cpu/folded_input_grad.h"
 #include "cpu/turned_weight.h"
 #include "cpu/weight_sums.h"
+#include "direct_engine.h"
 #include "engine.h"
 #include "implicit_gemm.h"
 #include "phases.h"
@@ -74,6 +75,7 @@ void conv(const Place& place, const Tensor& input, const Tensor& weight, const B
   report_op<Rank>("conv", geometry, input.size(0), weight, {&input, &weight, &output});
   if (use_depthwise<Rank>(place, planes_of<Rank>(input, groups), planes_of<Rank>(output, groups), &weight, geometry))
     return cpu::depthwise_conv(input, weight, bias, geometry, groups, output);
+  if (direct_conv<Rank>(place, input, weight, bias, geometry, groups, output)) return;
   correlate<Rank>(place, {planes_of<Rank>(input, groups),
                           geometry,
                           {weight_planes<Rank>(weight, groups, /*swap=*/false)},
@@ -89,6 +91,7 @@ void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor
   const Planes<Rank> output = planes_of<Rank>(grad_output, groups), input = planes_of<Rank>(grad_input, groups);
   if (use_depthwise<Rank>(place, input, output, &weight, geometry))
     return cpu::depthwise_input_grad(grad_output, weight, bias, geometry, groups, grad_input);
+  if (direct_input_grad<Rank>(place, grad_output, weight, bias, geometry, groups, grad_input)) return;
   Planes<Rank> weights = weight_planes<Rank>(weight, groups, /*swap=*/true);
   if (!place.cuda && !reaches_far(geometry) &&
       cpu::fold_input_grad<Rank>({output, input, weights, geometry, bias_data(bias), grad_output}))
@@ -156,6 +159,7 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
   const Planes<Rank> output = planes_of<Rank>(grad_output, groups), image = planes_of<Rank>(input, groups);
   if (use_depthwise<Rank>(place, image, output, nullptr, geometry))
     return cpu::depthwise_weight_grad(grad_output, input, geometry, groups, grad_weight);
+  if (direct_weight_grad<Rank>(place, grad_output, input, geometry, groups, grad_weight)) return;
   const WeightSums<Rank> problem{output, image, geometry, grad_weight};
   if (!place.cuda && !reaches_far(geometry) && cpu::weight_sums<Rank>(problem)) return;
 #ifdef UNFOLDCONV_WITH_CUDA

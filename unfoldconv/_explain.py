@@ -16,10 +16,11 @@ class Step:
     """One use of an engine.
 
     Attributes:
-        engine: `columns`, `positions`, `channels`, `depthwise` or `grouped`; on CUDA `columns` or `implicit_gemm`.
-        tile: Rows x lanes that the micro-kernel holds in registers, on CUDA rows x positions (or terms) of a block;
-            empty where the engine has neither.
-        tasks: Into how many parts the work is cut; the same for any number of threads.
+        engine: `columns`, `positions`, `channels`, `depthwise` or `grouped`; on CUDA `columns`, `implicit_gemm`,
+            `depthwise` or `grouped`.
+        tile: Rows x lanes that the micro-kernel holds in registers; on CUDA what a block computes, rows x positions (or
+            terms), or rows x columns of positions of a plane; empty where the engine has neither.
+        tasks: Into how many parts the work is cut, on CUDA blocks; the same for any number of threads.
         thread_bytes: Workspace of each thread, on CUDA of the whole op.
         shared_bytes: Memory beside: packed weights, partial sums.
         why: The reason for the engine.

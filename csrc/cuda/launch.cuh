@@ -35,6 +35,7 @@ constexpr int kResidentBlocks = sizeof(Index) == 8 ? 4 : 0;
 struct Grid {
   int64_t blocks;
   int threads = kThreads;
+  int64_t shared_bytes = 0;  // of dynamic shared memory
 
   // One thread for each item.
   static Grid of_items(int64_t items) { return {items / kThreads + (items % kThreads != 0)}; }
@@ -47,6 +48,7 @@ void launch(void (*kernel)(Parameters...), Grid grid, void* stream, Arguments&&.
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(std::min(grid.blocks, limits.blocks)));
   config.blockDim = dim3(grid.threads);
+  config.dynamicSmemBytes = static_cast<size_t>(grid.shared_bytes);
   config.stream = static_cast<cudaStream_t>(stream);
   const cudaError_t error = cudaLaunchKernelEx(&config, kernel, std::forward<Arguments>(arguments)...);
   if (error == cudaSuccess) return;

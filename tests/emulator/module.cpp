@@ -6,6 +6,7 @@
 #include <map>
 
 #include "../../csrc/columns.h"
+#include "../../csrc/cuda/depthwise.h"
 #include "convolutions.h"
 #include "emulator.h"
 #include "probes.h"
@@ -85,6 +86,60 @@ void run_store(Address values, ScalarType from, Address bias, int64_t first, int
   });
 }
 
+using Fields = std::map<std::string, List>;
+
+// Geometries and layouts of any rank, as the direct kernels take them.
+Geometry<3> three_axes(const Fields& geometry) {
+  Geometry<3> result;
+  dispatch_rank(geometry.at("image").size(),
+                [&]<int Rank>() { result = with_leading_axes<3>(geometry_of<Rank>(geometry)); });
+  return result;
+}
+
+cuda::DirectOperand direct_operand(Address data, const Fields& layout) {
+  cuda::DirectOperand result{reinterpret_cast<void*>(data), {}};
+  dispatch_rank(layout.at("axis_stride").size(),
+                [&]<int Rank>() { result.layout = with_leading_axes<3>(layout_of<Rank>(layout)); });
+  return result;
+}
+
+py::dict fields_of(const cuda::DirectPlan& plan) {
+  py::dict result;
+  result["fits"] = plan.fits;
+  result["blocks"] = plan.blocks;
+  result["shared_bytes"] = plan.shared_bytes;
+  result["rows"] = plan.rows;
+  result["columns"] = plan.columns;
+  result["planes"] = plan.planes;
+  result["splits"] = plan.splits;
+  result["workspace_bytes"] = plan.workspace_bytes;
+  return result;
+}
+
+py::dict run_correlate_direct(ScalarType dtype, bool backward, const Fields& geometry, Address source,
+                              const Fields& source_layout, Address weight, const Fields& weight_layout, Address result,
+                              const Fields& result_layout, Address bias) {
+  const cuda::DirectCorrelation problem = {dtype,
+                                           backward,
+                                           three_axes(geometry),
+                                           direct_operand(source, source_layout),
+                                           direct_operand(weight, weight_layout),
+                                           direct_operand(result, result_layout),
+                                           reinterpret_cast<void*>(bias)};
+  return fields_of(cuda::correlate_direct(nullptr, problem, /*run=*/true));
+}
+
+py::dict run_weight_sums_direct(ScalarType dtype, const Fields& geometry, Address gradient,
+                                const Fields& gradient_layout, Address image, const Fields& image_layout,
+                                Address result, int64_t workspace_limit, Address workspace) {
+  const cuda::DirectWeightSums problem = {dtype, three_axes(geometry), direct_operand(gradient, gradient_layout),
+                                          direct_operand(image, image_layout), reinterpret_cast<void*>(result)};
+  // The address is of as much memory as the plan asks for; without one there is only the plan.
+  cuda::Workspace of_address;
+  if (workspace != 0) of_address = [=](int64_t) { return reinterpret_cast<void*>(workspace); };
+  return fields_of(cuda::weight_sums_direct(nullptr, problem, workspace_limit, of_address));
+}
+
 std::string demangle(const char* name) {
   const std::unique_ptr<char, void (*)(void*)> text(abi::__cxa_demangle(name, nullptr, nullptr, nullptr), std::free);
   return text.get();
@@ -111,6 +166,8 @@ PYBIND11_MODULE(emulated, module) {
   module.def("col2im", run_col2im);
   module.def("store", run_store);
   define_convolutions(module);
+  module.def("correlate_direct", run_correlate_direct);
+  module.def("weight_sums_direct", run_weight_sums_direct);
 
   py::enum_<emulator::Order>(module, "Order", py::module_local())
       .value("forward", emulator::Order::forward)
