@@ -135,16 +135,17 @@ class GatheredRows {
     }
   }
   __device__ __forceinline__ void put(unsigned char* rows) const {
-    if constexpr (kAsync) return;
+    if constexpr (!kAsync) {
 #pragma unroll
-    for (int i = 0; i < kCount; i += kWidth) {
-      if constexpr (RowsAdjoin) {
-        Piece<T> piece;
+      for (int i = 0; i < kCount; i += kWidth) {
+        if constexpr (RowsAdjoin) {
+          Piece<T> piece;
 #pragma unroll
-        for (int e = 0; e < kWidth; ++e) piece.value[e] = held_[i + e];
-        *reinterpret_cast<Piece<T>*>(place(rows, i)) = piece;
-      } else {
-        *reinterpret_cast<T*>(place(rows, i)) = held_[i];
+          for (int e = 0; e < kWidth; ++e) piece.value[e] = held_[i + e];
+          *reinterpret_cast<Piece<T>*>(place(rows, i)) = piece;
+        } else {
+          *reinterpret_cast<T*>(place(rows, i)) = held_[i];
+        }
       }
     }
   }
