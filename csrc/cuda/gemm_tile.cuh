@@ -71,7 +71,7 @@ __device__ __forceinline__ void multiply_by_fma(WarpSum<T, WarpM>& sum, const un
                                                 const unsigned char* right) {
   using Sum = Accumulator<T>;
   const int group = threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;
-#pragma unroll
+#pragma unroll 1  // it is long enough as it is, and the wheel has many of it
   for (int piece = 0; piece < kPieces; ++piece) {
     Piece<T> a[WarpM / 8];
 #pragma unroll
