@@ -32,7 +32,7 @@ class Compilation:
 
     @property
     def record(self) -> Path:
-        """Where the command and the state of every file that it read are kept."""
+        """Where the command, what it printed and the state of every file that it read are kept."""
         return _beside(self.output, ".json")
 
     def is_fresh(self) -> bool:
@@ -50,11 +50,11 @@ class Compilation:
         self.record.unlink(missing_ok=True)
         depfile = _beside(self.output, ".d")
         with _replacing(self.output) as partial:
-            run([*self.command, "-MD", "-MF", str(depfile), "-o", str(partial), str(self.source)])
+            printed = run([*self.command, "-MD", "-MF", str(depfile), "-o", str(partial), str(self.source)])
         inputs = {name: _state(name) for name in _dependencies(depfile.read_text())}
         known = {name: state if state and state[0] < began else None for name, state in inputs.items()}
         with _replacing(self.record) as partial:
-            partial.write_text(json.dumps({"command": self.command, "inputs": known}))
+            partial.write_text(json.dumps({"command": self.command, "inputs": known, "printed": printed}))
         depfile.unlink()
 
 

@@ -181,6 +181,7 @@ def _nvcc_flags(toolkit: Toolkit, flags: list[str]) -> list[str]:
         *(_nvcc_flag(flag) for flag in flags),
         *toolkit.architecture_flags(),
         "-Xfatbin=-compress-all",
+        "--resource-usage",  # registers and shared memory, which the record of the object keeps
         "--expt-relaxed-constexpr",
     ]
 
