@@ -2,8 +2,6 @@
 
 #ifdef UNFOLDCONV_WITH_CUDA
 
-#include <torch/csrc/stable/library.h>
-
 #include <cmath>
 
 #include "allocation.h"
@@ -200,12 +198,5 @@ bool weight_sums_by_implicit_gemm(const Place& place, const WeightSums<3>& probl
 }
 
 }  // namespace unfoldconv
-
-// For tests.
-STABLE_TORCH_LIBRARY_FRAGMENT(UNFOLDCONV_NAMESPACE, library) { library.def("float32_as_tf32() -> bool"); }
-
-STABLE_TORCH_LIBRARY_IMPL(UNFOLDCONV_NAMESPACE, CompositeExplicitAutograd, library) {
-  library.impl("float32_as_tf32", TORCH_BOX(&unfoldconv::float32_as_tf32));
-}
 
 #endif

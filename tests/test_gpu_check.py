@@ -39,13 +39,13 @@ def test_a_step_passes_or_fails_by_its_exit_status(check: Check) -> None:
 
 
 def test_a_step_that_runs_out_of_time_is_interrupted_and_heard(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_check, "GRACE", 0.5)
-    assert not check.step("long", python(INTERRUPTED), 2)
+    monkeypatch.setattr(gpu_check, "GRACE", 3)
+    assert not check.step("long", python(INTERRUPTED), 6)
     deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
-    assert not check.step("deaf", python(deaf), 2)
+    assert not check.step("deaf", python(deaf), 6)
     assert [outcome.status for outcome in check.outcomes] == ["out of time", "out of time"]
     assert check.outcomes[0].message == "begun\nwritten"
-    assert sum(outcome.seconds for outcome in check.outcomes) < 20
+    assert sum(outcome.seconds for outcome in check.outcomes) < 50
 
 
 def test_no_step_begins_when_the_time_is_up(tmp_path: Path) -> None:
