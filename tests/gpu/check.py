@@ -96,6 +96,8 @@ def _run(command: Sequence[str], seconds: float, variables: dict[str, str]) -> t
         stderr=subprocess.STDOUT,
         text=True,
         errors="replace",
+        # In the background of a shell interrupts are ignored, and what is started there would ignore them too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         output, _ = process.communicate(timeout=seconds)
