@@ -265,7 +265,8 @@ def test_training_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert [entry["format"] for entry in data["steps"]] == list(FORMATS)
     for entry in data["steps"]:
         assert entry["rounds"] >= timing.MIN_ROUNDS
-        assert entry["gradient_error"] < 1e-4
+        assert 0 < entry["gradient_error"] < 1e-3
+        assert 0 < entry["torch_gradient_error"] < 1e-3
         assert f"step, {entry['format']}" in printed
     missed = [entry for entry in data["steps"] if entry["ratio"]["median"] < entry["goal"]]
     assert printed.count("MISSED") == len(missed)
@@ -278,7 +279,7 @@ def test_training_on_wrong_gradients_fails(monkeypatch: pytest.MonkeyPatch, caps
     monkeypatch.setattr(uc.Conv2d, "_function", staticmethod(lambda *arguments: uc.conv2d(*arguments).roll(1, 2)))
     tiny = ["--batch", "4", "--size", "64", "--width", "8", "--seconds", "0.1", "--threads", "1"]
     assert main(["training", *tiny]) == 1
-    assert capsys.readouterr().out.count("WRONG: gradients differ by") == len(FORMATS)
+    assert capsys.readouterr().out.count("WRONG: gradients are off by") == len(FORMATS)
 
 
 @pytest.mark.parametrize(
