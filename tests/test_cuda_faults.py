@@ -12,11 +12,22 @@ from torch import Tensor
 from cases import channels_last, random_tensor
 from compare import assert_same_bits
 from emulator.build import load
-from emulator.kernels import MOST, SCHEDULES, TILED, col2im, expected_columns, im2col, set_schedule, store
+from emulator.kernels import (
+    GROUPED_CASES,
+    MOST,
+    SCHEDULES,
+    TILED,
+    col2im,
+    expected_columns,
+    im2col,
+    set_schedule,
+    store,
+)
 from unfoldconv import reference
 
 # One rank is enough, and compiles faster.
 ONE_RANK = [("UNFOLDCONV_INSTANTIATE(1)\n", ""), ("UNFOLDCONV_INSTANTIATE(3)\n", "")]
+PLANES_OF_GROUPS = [case for case in GROUPED_CASES if case.rank == 2]
 
 
 def check_im2col(emulated: Any, to_format: Any) -> None:
@@ -25,6 +36,19 @@ def check_im2col(emulated: Any, to_format: Any) -> None:
     assert_same_bits(
         im2col(image, TILED, 0, 3, emulated=emulated), expected_columns(image, TILED)[..., :3].contiguous()
     )
+
+
+def check_im2col_of_groups(emulated: Any, to_format: Any) -> None:
+    for case in PLANES_OF_GROUPS:
+        image = to_format(random_tensor(case.input_shape, torch.int16))
+        assert_same_bits(im2col(image, case, emulated=emulated), expected_columns(image, case))
+
+
+def check_col2im_of_pairs(emulated: Any, to_format: Any) -> None:
+    for case in PLANES_OF_GROUPS:
+        columns = to_format(random_tensor(case.columns_shape, torch.int16))
+        expected = reference.fold_naive(columns, case.input_size, case.kernel_size, **case.window)
+        assert_same_bits(col2im(columns, case, emulated=emulated), expected)
 
 
 def check_col2im(emulated: Any, to_format: Any) -> None:
@@ -78,7 +102,39 @@ FAULTS = [
         plain,
         GUARD,
     ),
-    Fault("odd_pairs", "im2col.cu", *ignored("range.count % 2 == 0"), check_im2col, plain, "a pointer must be aligned"),
+    Fault(
+        "odd_groups",
+        "im2col.cu",
+        *ignored("range.count % width == 0"),
+        check_im2col,
+        plain,
+        "a pointer must be aligned",
+    ),
+    Fault(
+        "groups_across_rows",
+        "im2col.cu",
+        *ignored("geometry.positions[Rank - 1] % width == 0"),
+        check_im2col_of_groups,
+        plain,
+        VALUES,
+    ),
+    Fault(
+        "always_slides",
+        "im2col.cu",
+        "Width > 1 && items.slides",
+        "Width > 1 && (items.slides || {fault})",
+        check_im2col_of_groups,
+        plain,
+        VALUES,
+    ),
+    Fault(
+        "pairs_across_rows",
+        "col2im.cu",
+        *ignored("geometry.image[Rank - 1] % 2 == 0"),
+        check_col2im_of_pairs,
+        plain,
+        f"{GUARD}|{VALUES}",
+    ),
     Fault(
         "whole_tile",
         "im2col.cu",

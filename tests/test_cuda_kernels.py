@@ -16,6 +16,7 @@ from emulator.build import load
 from emulator.kernels import (
     ALL_CASES,
     EVERYTHING,
+    GROUPED_CASES,
     INDEX_LIMITS,
     MOST,
     SCHEDULES,
@@ -65,7 +66,7 @@ WIDENINGS = [(torch.float16, torch.float32), (torch.bfloat16, torch.float32)]
 
 
 @pytest.mark.parametrize(("dtype", "to"), [*WIDTHS, *WIDENINGS], ids=str)
-@by_name([EVERYTHING, TILED])
+@by_name([EVERYTHING, TILED, *GROUPED_CASES])
 def test_im2col_of_every_width(case: Case, dtype: torch.dtype, to: torch.dtype) -> None:
     image = random_tensor(case.input_shape, dtype)
     for to_format, guard_end in itertools.product((torch.Tensor.contiguous, channels_last), (False, True)):
@@ -74,26 +75,35 @@ def test_im2col_of_every_width(case: Case, dtype: torch.dtype, to: torch.dtype) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int16])
-@by_name([EVERYTHING, TILED, *(case for case in CASES if case.name == "padding-3d")])
+@by_name([EVERYTHING, TILED, *(case for case in CASES if case.name == "padding-3d"), *GROUPED_CASES])
 def test_im2col_of_a_range_of_positions(case: Case, dtype: torch.dtype) -> None:
     image = random_tensor(case.input_shape, dtype)
     expected = expected_columns(image, case)
     positions = expected.shape[-1]
-    ranges = [(0, 1), (0, positions), (positions - 1, 1), (3, 4), (1, positions - 1), (positions // 2, 0), (2, 5)]
+    ranges = [
+        (0, 1),
+        (0, positions),
+        (positions - 1, 1),
+        (3, 4),
+        (1, positions - 1),
+        (positions // 2, 0),
+        (2, 5),
+        (4, 4),
+        (positions // 2 // 8 * 8, 8 if positions >= 16 else 0),
+    ]
     for (first, count), to_format in itertools.product(ranges, (torch.Tensor.contiguous, channels_last)):
         assert first + count <= positions
         columns = im2col(to_format(image), case, first, count)
         assert_same_bits(columns, expected[:, :, first : first + count].contiguous(), f"[{first}, {first + count})")
 
 
-def test_im2col_writes_pairs_only_where_they_are_aligned() -> None:
-    """Rows of an odd length, and columns that begin in the middle of a word."""
-    case = dataclasses.replace(EVERYTHING, padding=((0, 0), (0, 0)), dilation=(1, 1), stride=(1, 1), input_size=(5, 6))
+def test_im2col_writes_groups_only_where_they_are_aligned() -> None:
+    """Ranges of an odd length, and columns that begin in the middle of a word or of 16 bytes."""
+    case = GROUPED_CASES[1]
     image = guarded(random_tensor(case.input_shape, torch.bfloat16), load(), True)
     expected = expected_columns(image, case)
-    assert expected.shape[-1] % 2 == 1
-    for count, offset in [(8, 0), (8, 1), (7, 0), (7, 1)]:
-        columns = guarded(untouched((1 + expected[:, :, :count].numel(),), torch.bfloat16), load(), True)
+    for count, offset in [(16, 0), (16, 1), (16, 2), (10, 0), (10, 1), (7, 0), (7, 1)]:
+        columns = guarded(untouched((2 + expected[:, :, :count].numel(),), torch.bfloat16), load(), True)
         load().im2col(
             image.data_ptr(),
             load().DType.bfloat16,
@@ -156,10 +166,12 @@ FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.com
 
 
 @pytest.mark.parametrize("dtype", [*SUMS, *FLOATS], ids=str)
-def test_col2im_of_every_dtype(dtype: torch.dtype) -> None:
-    columns = random_tensor(EVERYTHING.columns_shape, dtype)
-    expected = reference.fold_naive(columns, EVERYTHING.input_size, EVERYTHING.kernel_size, **EVERYTHING.window)
-    assert_same_bits(col2im(columns, EVERYTHING), expected)
+@by_name([EVERYTHING, *GROUPED_CASES])
+def test_col2im_of_every_dtype(case: Case, dtype: torch.dtype) -> None:
+    columns = random_tensor(case.columns_shape, dtype)
+    expected = reference.fold_naive(columns, case.input_size, case.kernel_size, **case.window)
+    for guard_end in (False, True):
+        assert_same_bits(col2im(columns, case, guard_end=guard_end), expected)
 
 
 @pytest.mark.parametrize(("stride", "dilation"), list(itertools.product((1, 2, 3, 4, 6, 9), (1, 2, 3, 4, 5, 8))))

@@ -6,8 +6,9 @@
 //   image[plane, i] = sum of columns[plane, tap, p] over every (tap, p) with p * stride - padding_low + tap * dilation
 //   = i
 //
-// One thread owns one image element and walks only over the taps that read it, in ascending order, so there are no
-// atomics and the result is the same in every run.
+// One thread owns one image element, or two of 2 bytes, and walks only over the taps that read it, in ascending order,
+// so there are no atomics and the result is the same in every run. Each tap shifts what neighbours read, so that hardly
+// any read could be a vector; those of a warp lie side by side.
 #include <numeric>
 
 #include "../columns.h"
@@ -68,14 +69,26 @@ struct Parameters {
   Index count;                         // of image elements
 };
 
-// Adds what the taps of the axes from `First` on contribute, row-major.
-template <int First, int Rank, class Index, class T>
+// Adds what the taps of the axes from `First` on contribute, row-major, to Width neighbours along the last axis. If
+// they are more than one the stride of that axis is 1, and its walk begins with tap 0 at a position that may lie
+// outside.
+template <int First, int Rank, int Width, class Index, class T>
 __device__ __forceinline__ void add_taps(const T* __restrict__ columns, const Axis<Index> (&axes)[Rank],
                                          const Walk<Index> (&start)[Rank], std::make_unsigned_t<Index> offset,
-                                         Accumulator<T>& sum) {
+                                         Accumulator<T> (&sum)[Width]) {
   using Unsigned = std::make_unsigned_t<Index>;
   if constexpr (First == Rank) {
-    sum += convert<Accumulator<T>>(columns[static_cast<Index>(offset)]);
+    sum[0] += convert<Accumulator<T>>(columns[static_cast<Index>(offset)]);
+  } else if constexpr (First == Rank - 1 && Width > 1) {
+    const Axis<Index>& axis = axes[First];
+    Index position = start[First].position;
+    offset += static_cast<Unsigned>(position) * axis.position_offset;
+    for (Index tap = 0; tap < axis.taps; ++tap, position -= axis.position_step, offset += axis.step_offset) {
+#pragma unroll
+      for (int i = 0; i < Width; ++i)
+        if (static_cast<Unsigned>(position + i) < static_cast<Unsigned>(axis.positions))
+          sum[i] += convert<Accumulator<T>>(columns[static_cast<Index>(offset + i * axis.position_offset)]);
+    }
   } else {
     const Axis<Index>& axis = axes[First];
     Index position = start[First].position;
@@ -84,25 +97,35 @@ __device__ __forceinline__ void add_taps(const T* __restrict__ columns, const Ax
     // Unsigned, because a step is as long as the stride, which may be any number.
     for (Unsigned tap = start[First].tap; tap < static_cast<Unsigned>(axis.taps) && position >= 0;
          tap += axis.tap_step, position -= axis.position_step, offset += axis.step_offset)
-      if (position < axis.positions) add_taps<First + 1, Rank, Index, T>(columns, axes, start, offset, sum);
+      if (position < axis.positions) add_taps<First + 1, Rank, Width, Index, T>(columns, axes, start, offset, sum);
   }
 }
 
-template <int Rank, class Index, class T>
+template <int Rank, class Index, class T, int Width>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks<Index>)
     sum_columns(const T* __restrict__ columns, T* __restrict__ image,
                 const __grid_constant__ Parameters<Rank, Index> parameters) {
-  for_each_item(parameters.count, [&](Index element) {
-    Index rest = element;
+  struct alignas(Width * sizeof(T)) Group {
+    T value[Width];
+  };
+
+  for_each_item(parameters.count / Width, [&](Index item) {
+    Index rest = item * Width;
     Walk<Index> start[Rank];
 #pragma unroll
-    for (int axis = Rank - 1; axis >= 0; --axis)
-      start[axis] = first_tap(parameters.axis[axis], parameters.elements.size[axis + 1].divide(rest));
+    for (int axis = Rank - 1; axis >= 0; --axis) {
+      const Index index = parameters.elements.size[axis + 1].divide(rest);
+      start[axis] = axis == Rank - 1 && Width > 1 ? Walk<Index>{0, index + parameters.axis[axis].padding_low}
+                                                  : first_tap(parameters.axis[axis], index);
+    }
     const Index channel = parameters.elements.size[0].divide(rest);
     const Index plane_offset = rest * parameters.batch_stride + channel * parameters.channel_stride;
-    Accumulator<T> sum{};
-    add_taps<0, Rank, Index, T>(columns + plane_offset, parameters.axis, start, 0, sum);
-    image[element] = convert<T>(sum);
+    Accumulator<T> sum[Width] = {};
+    add_taps<0, Rank, Width, Index, T>(columns + plane_offset, parameters.axis, start, 0, sum);
+    Group group;
+#pragma unroll
+    for (int i = 0; i < Width; ++i) group.value[i] = convert<T>(sum[i]);
+    reinterpret_cast<Group*>(image)[item] = group;
   });
 }
 
@@ -170,8 +193,15 @@ void col2im(void* stream, const void* columns, ScalarType dtype, int64_t batch, 
       constexpr int rank = kKernelRank<Rank, Index, std::is_same_v<Accumulator<T>, float>>;
       const auto parameters =
           make_parameters<rank, Index>(batch, channels, column_stride, with_leading_axes<rank>(geometry));
-      launch(sum_columns<rank, Index, T>, Grid::of_items(parameters.count), stream, static_cast<const T*>(columns),
-             static_cast<T*>(image), parameters);
+      const auto run = [&]<int Width>(std::integral_constant<int, Width>) {
+        launch(sum_columns<rank, Index, T, Width>, Grid::of_items(parameters.count / Width), stream,
+               static_cast<const T*>(columns), static_cast<T*>(image), parameters);
+      };
+      if constexpr (sizeof(Index) == 4 && sizeof(T) == 2) {
+        const bool pairs = geometry.image[Rank - 1] % 2 == 0 && reinterpret_cast<uintptr_t>(image) % 4 == 0;
+        if (pairs && geometry.stride[Rank - 1] == 1) return run(std::integral_constant<int, 2>{});
+      }
+      run(std::integral_constant<int, 1>{});
     });
   });
 }

@@ -79,12 +79,13 @@ int64_t tap_slices(int64_t units, int64_t enough_units, int64_t taps) {
 
 // --- reading along positions -----------------------------------------------------------------------------------------
 
-// An item is Width neighbouring positions of one plane, for one slice of the kernel's rows (its taps that differ along
-// the last axis alone). Positions are the fastest index of items, then slices, then planes.
+// An item is Width neighbouring positions in one row of one plane, for one slice of the kernel's rows (its taps that
+// differ along the last axis alone). Positions are the fastest index of items, then slices, then planes.
 template <int Rank, class Index>
 struct GatherItems {
   Divider<Index> groups, slices;
   Index rows, rows_per_slice, row_taps, count;
+  bool slides;  // whether each tap of a row reads what its neighbour reads one position further
 
   GatherItems(const PlaneLayout<Rank>& layout, const Geometry<Rank>& geometry, PositionRange range, int width) {
     constexpr int64_t enough = 1 << 18;  // threads that a large GPU holds at a time
@@ -96,6 +97,7 @@ struct GatherItems {
     groups = Divider<Index>(group_count);
     slices = Divider<Index>(slice_count);
     count = layout.plane_numel() * slice_count * group_count;
+    slides = geometry.stride[Rank - 1] == geometry.dilation[Rank - 1];
   }
 };
 
@@ -114,32 +116,37 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<Index>)
     const Index row_end = min(row + items.rows_per_slice, items.rows);
     const Index plane = item;
 
-    Index corner[Width][Rank];
-#pragma unroll
-    for (int i = 0; i < Width; ++i) window.corner(position + i, corner[i]);
+    Index corner[Rank];
+    window.corner(position, corner);
     const From* const origin = image + window.planes.offset(window.planes.locate(plane));
     To* to = columns + (plane * window.taps + row * items.row_taps) * window.count + position;
 
     for (; row < row_end; ++row) {
       Index tap[Rank];
       window.kernel(row * items.row_taps, tap);
-      Index row_offset[Width];
-      bool row_inside[Width];
+      Index row_offset = 0;
+      bool row_inside = true;
 #pragma unroll
-      for (int i = 0; i < Width; ++i) {
-        row_offset[i] = 0;
-        row_inside[i] = true;
+      for (int axis = 0; axis < last; ++axis) row_inside &= window.reach(axis, corner[axis], tap[axis], row_offset);
+      const auto load = [&](int i, Index last_tap) {
+        Index offset = row_offset;
+        const bool inside = row_inside & window.reach(last, corner[last] + i * window.stride[last], last_tap, offset);
+        return inside ? convert<To>(origin[offset]) : To{};
+      };
+
+      Group group;
 #pragma unroll
-        for (int axis = 0; axis < last; ++axis)
-          row_inside[i] &= window.reach(axis, corner[i][axis], tap[axis], row_offset[i]);
-      }
-      for (Index last_tap = 0; last_tap < items.row_taps; ++last_tap, to += window.count) {
-        Group group;
+      for (int i = 0; i < Width; ++i) group.value[i] = load(i, 0);
+      *reinterpret_cast<Group*>(to) = group;
+      to += window.count;
+      for (Index last_tap = 1; last_tap < items.row_taps; ++last_tap, to += window.count) {
+        if (Width > 1 && items.slides) {
 #pragma unroll
-        for (int i = 0; i < Width; ++i) {
-          Index offset = row_offset[i];
-          const bool inside = row_inside[i] & window.reach(last, corner[i][last], last_tap, offset);
-          group.value[i] = inside ? convert<To>(origin[offset]) : To{};
+          for (int i = 0; i + 1 < Width; ++i) group.value[i] = group.value[i + 1];
+          group.value[Width - 1] = load(Width - 1, last_tap);
+        } else {
+#pragma unroll
+          for (int i = 0; i < Width; ++i) group.value[i] = load(i, last_tap);
         }
         *reinterpret_cast<Group*>(to) = group;
       }
@@ -219,10 +226,11 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<Index>)
 
 // --- choosing a kernel -----------------------------------------------------------------------------------------------
 
-// 2-byte elements are written in pairs, a full 128-byte line for each warp, where the rows of columns allow it.
-template <class To>
-bool rows_hold_pairs(const To* columns, PositionRange range) {
-  return range.count % 2 == 0 && reinterpret_cast<uintptr_t>(columns) % (2 * sizeof(To)) == 0;
+// Whether every row of positions begins where a group of `width` elements of columns may, and holds whole groups.
+template <int Rank, class To>
+bool rows_hold_groups(const To* columns, const Geometry<Rank>& geometry, PositionRange range, int width) {
+  return geometry.positions[Rank - 1] % width == 0 && range.first % width == 0 && range.count % width == 0 &&
+         reinterpret_cast<uintptr_t>(columns) % (width * sizeof(To)) == 0;
 }
 
 template <int Rank, class Index, class From, class To>
@@ -235,15 +243,21 @@ void gather_columns(void* stream, const From* image, const PlaneLayout<Rank>& la
       return launch(gather_tiles<Rank, Index, From, To>, Grid{items.count}, stream, image, columns, window, items);
     }
   }
-  if constexpr (sizeof(Index) == 4 && sizeof(To) == 2) {
-    if (rows_hold_pairs(columns, range)) {
-      const GatherItems<Rank, Index> items(layout, geometry, range, 2);
-      return launch(gather<Rank, Index, From, To, 2>, Grid::of_items(items.count), stream, image, columns, window,
-                    items);
-    }
+  const auto run = [&]<int Width>(std::integral_constant<int, Width>) {
+    const GatherItems<Rank, Index> items(layout, geometry, range, Width);
+    launch(gather<Rank, Index, From, To, Width>, Grid::of_items(items.count), stream, image, columns, window, items);
+  };
+  // 16 bytes a thread; or 4, with which a warp still writes a line, as it does with single elements of 8. Widening is
+  // for the chunks of the columns engine, which are in cache.
+  if constexpr (sizeof(Index) == 4 && sizeof(To) <= 4 && std::is_same_v<From, To>) {
+    constexpr int width = 16 / sizeof(To);
+    if (rows_hold_groups(columns, geometry, range, width)) return run(std::integral_constant<int, width>{});
   }
-  const GatherItems<Rank, Index> items(layout, geometry, range, 1);
-  launch(gather<Rank, Index, From, To, 1>, Grid::of_items(items.count), stream, image, columns, window, items);
+  if constexpr (sizeof(Index) == 4 && sizeof(To) < 4) {
+    constexpr int width = 4 / sizeof(To);
+    if (rows_hold_groups(columns, geometry, range, width)) return run(std::integral_constant<int, width>{});
+  }
+  run(std::integral_constant<int, 1>{});
 }
 
 }  // namespace

@@ -43,7 +43,34 @@ CROPPED_CASES = [
     )
     for rank in (1, 2, 3)
 ]
-ALL_CASES = [*CASES, *TILED_CASES, *CROPPED_CASES]
+# Rows of positions, and of the image, that threads take in groups of 16 or 4 bytes: whether a tap reads what its
+# neighbour read one position before depends on stride and dilation.
+GROUPED_CASES = [
+    dataclasses.replace(
+        _NAMED[f"padding-{len(size)}d"],
+        name=f"groups-{name}",
+        in_channels=3,
+        input_size=size,
+        kernel_size=(2, 3, 3)[-len(size) :],
+        stride=(*(2, 1)[: len(size) - 1], stride),
+        padding=(*((1, 0), (2, 1))[: len(size) - 1], padding),
+        dilation=(*(1, 2)[: len(size) - 1], dilation),
+    )
+    for name, size, stride, dilation, padding in [
+        ("1d", (32,), 1, 1, (1, 1)),
+        ("2d", (5, 16), 1, 1, (2, 0)),
+        ("3d", (3, 5, 16), 1, 1, (0, 2)),
+        ("strided", (6, 32), 2, 1, (1, 1)),
+        ("dilated", (6, 16), 1, 3, (3, 3)),
+        ("strided_dilated", (5, 31), 2, 2, (2, 2)),
+        ("of_four", (5, 4), 1, 1, (1, 1)),
+        ("of_two", (5, 6), 1, 1, (1, 1)),
+        # What would fill groups, but not those of a row: 4 rows of 6 positions, and images of rows of 5.
+        ("across_rows", (9, 6), 1, 1, (1, 1)),
+        ("odd_rows", (6, 5), 1, 1, (1, 1)),
+    ]
+]
+ALL_CASES = [*CASES, *TILED_CASES, *CROPPED_CASES, *GROUPED_CASES]
 EVERYTHING = _NAMED["all_at_once-2d"]
 TILED = TILED_CASES[1]
 
