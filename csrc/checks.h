@@ -148,8 +148,8 @@ inline void check_dim(const char* name, const Tensor& tensor, int64_t dim, const
 inline void check_same_kind(const char* first_name, const Tensor& first, const char* second_name,
                             const Tensor& second) {
   check(first.device() == second.device(), first_name, " and ", second_name,
-        " must be on the same device (expected all tensors to be on the same device), but got ",
-        ShownDevice{first}, " and ", ShownDevice{second});
+        " must be on the same device (expected all tensors to be on the same device), but got ", ShownDevice{first},
+        " and ", ShownDevice{second});
   check(first.scalar_type() == second.scalar_type(), first_name, " type (", name_of(first), ") and ", second_name,
         " type (", name_of(second), ") should be the same, but got two dtypes");
 }

@@ -98,7 +98,8 @@ Tensor im2col_op(const Tensor& input, const Sizes& kernel_size, const Sizes& str
     const int64_t taps = geometry.tap_numel(), positions = geometry.position_numel();
     check_bytes("columns", input, std::array{batch, channels, taps, positions});
     const auto device = guard(input);
-    Tensor columns = empty_tensor(input, contiguous_extents(std::array{batch, channels * taps, positions}), input.scalar_type());
+    Tensor columns =
+        empty_tensor(input, contiguous_extents(std::array{batch, channels * taps, positions}), input.scalar_type());
     const Planes<Rank> planes = planes_of<Rank>(input, 1);
     if (!report_patches("im2col", 0, input, columns) && columns.numel() > 0)
       im2col<Rank>(place_of(input), planes.data, planes.dtype, planes.layout, geometry, {0, positions},
@@ -194,8 +195,8 @@ Tensor conv_op(const Tensor& input, const Tensor& weight, const std::optional<Te
 }
 
 Tensor conv_input_grad_op(const Tensor& grad_output, const Tensor& weight, const std::optional<Tensor>& bias,
-                          Numbers input_size, Numbers stride, Numbers padding_low,
-                          Numbers padding_high, Numbers dilation, int64_t groups) {
+                          Numbers input_size, Numbers stride, Numbers padding_low, Numbers padding_high,
+                          Numbers dilation, int64_t groups) {
   check(weight.dim() == static_cast<int64_t>(stride.size()) + 2, "weight must have ", stride.size() + 2,
         " dimensions (in_channels, out_channels / groups, *kernel_size), but got shape ", shown(weight));
   const Window window{axes_of(weight), stride, padding_low, padding_high, dilation};
@@ -228,9 +229,8 @@ Tensor conv_input_grad_op(const Tensor& grad_output, const Tensor& weight, const
   });
 }
 
-Tensor conv_weight_grad_op(const Tensor& grad_output, const Tensor& input, Numbers kernel_size,
-                           Numbers stride, Numbers padding_low, Numbers padding_high,
-                           Numbers dilation, int64_t groups) {
+Tensor conv_weight_grad_op(const Tensor& grad_output, const Tensor& input, Numbers kernel_size, Numbers stride,
+                           Numbers padding_low, Numbers padding_high, Numbers dilation, int64_t groups) {
   const Window window{kernel_size, stride, padding_low, padding_high, dilation};
   return with_rank(window_rank(window), [&](auto rank_constant) {
     constexpr int Rank = decltype(rank_constant)::value;
@@ -298,10 +298,10 @@ STABLE_TORCH_LIBRARY(UNFOLDCONV_NAMESPACE, library) {
   library.def("get_workspace_limit() -> int[]");
 }
 
-#define UNFOLDCONV_IMPLEMENT(KEY)                                                  \
-  STABLE_TORCH_LIBRARY_IMPL(UNFOLDCONV_NAMESPACE, KEY, library) {                  \
-    library.impl("im2col", TORCH_BOX(&unfoldconv::im2col_op));                     \
-    library.impl("col2im", TORCH_BOX(&unfoldconv::col2im_op));                     \
+#define UNFOLDCONV_IMPLEMENT(KEY)                                                                                \
+  STABLE_TORCH_LIBRARY_IMPL(UNFOLDCONV_NAMESPACE, KEY, library) {                                                \
+    library.impl("im2col", TORCH_BOX(&unfoldconv::im2col_op));                                                   \
+    library.impl("col2im", TORCH_BOX(&unfoldconv::col2im_op));                                                   \
     library.impl("conv", TORCH_BOX(&unfoldconv::WithLists<&unfoldconv::conv_op>::call));                         \
     library.impl("conv_input_grad", TORCH_BOX(&unfoldconv::WithLists<&unfoldconv::conv_input_grad_op>::call));   \
     library.impl("conv_weight_grad", TORCH_BOX(&unfoldconv::WithLists<&unfoldconv::conv_weight_grad_op>::call)); \

@@ -13,10 +13,9 @@ namespace unfoldconv {
 Tensor conv_op(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, Numbers stride,
                Numbers padding_low, Numbers padding_high, Numbers dilation, int64_t groups);
 Tensor conv_input_grad_op(const Tensor& grad_output, const Tensor& weight, const std::optional<Tensor>& bias,
-                          Numbers input_size, Numbers stride, Numbers padding_low,
-                          Numbers padding_high, Numbers dilation, int64_t groups);
-Tensor conv_weight_grad_op(const Tensor& grad_output, const Tensor& input, Numbers kernel_size,
-                           Numbers stride, Numbers padding_low, Numbers padding_high,
-                           Numbers dilation, int64_t groups);
+                          Numbers input_size, Numbers stride, Numbers padding_low, Numbers padding_high,
+                          Numbers dilation, int64_t groups);
+Tensor conv_weight_grad_op(const Tensor& grad_output, const Tensor& input, Numbers kernel_size, Numbers stride,
+                           Numbers padding_low, Numbers padding_high, Numbers dilation, int64_t groups);
 
 }  // namespace unfoldconv

@@ -50,7 +50,8 @@ Tensor conv_input_grad_packed(const Tensor& grad_output, const Tensor& weight, c
   check_grad_mode();
   const int64_t rank = rank_of(weight);
   const Unpacked<4> w(window, rank);
-  return conv_input_grad_op(grad_output, weight, bias, Unpacked<1>(input_size, rank)[0], w[0], w[1], w[2], w[3], groups);
+  return conv_input_grad_op(grad_output, weight, bias, Unpacked<1>(input_size, rank)[0], w[0], w[1], w[2], w[3],
+                            groups);
 }
 
 Tensor conv_weight_grad_packed(const Tensor& grad_output, const Tensor& input, int64_t kernel_size, int64_t window,

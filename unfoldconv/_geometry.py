@@ -257,14 +257,13 @@ _known_plain_window = functools.lru_cache(maxsize=1024)(_plain_window)
 
 
 def plain_window(rank: int, stride: object, padding: object, dilation: object) -> Window | None:
-    """The window of ints and tuples of ints, what most calls are made with, in a fraction of `window_of`'s time; else
-    None."""
+    """The window of ints and tuples of ints, as in most calls, in a fraction of `window_of`'s time; else None."""
     for value in (stride, padding, dilation):  # a cache takes True for 1
         if type(value) is not int and not (type(value) is tuple and _are_ints(value)):
             return None
     if is_dynamo_compiling():  # Dynamo warns of caches
         return _plain_window(rank, stride, padding, dilation)  # type: ignore[arg-type]
-    return _known_plain_window(rank, stride, padding, dilation)  # type: ignore[arg-type]
+    return _known_plain_window(rank, stride, padding, dilation)
 
 
 def transposed_window_of(
