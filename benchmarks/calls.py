@@ -1,6 +1,7 @@
 """``python -m benchmarks calls``: what a call costs beside its arithmetic, for there is next to none to do.
 
 One output of a 3x3 kernel takes a few nanoseconds; the rest of a call is Python, the dispatcher, autograd and memory.
+Functions are called, and modules, as a model has them after it was converted.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 from .hardware import busy_warning, device_name
 from .options import positive
@@ -20,7 +21,7 @@ from .report import print_line, run_facts, write_results
 from .timing import CpuClock, Quartiles, Race, Run, race
 
 CPU = torch.device("cpu")
-HEAD = f"{'call':<20} {'ours us':>8} {'torch us':>9} {'ours - torch [quartiles]':>26} {'goal':>6}"
+HEAD = f"{'call':<25} {'ours us':>8} {'torch us':>9} {'ours - torch [quartiles]':>26} {'goal':>6}"
 
 
 @dataclass(frozen=True)
@@ -29,21 +30,27 @@ class Call:
 
     Attributes:
         name: What the report calls it.
+        module: Whether a module is called, with its weight, instead of the function.
         grad: Whether image and weight require gradients.
         backward: Whether their gradients are computed as well.
         goal: By how many microseconds ours may take longer than torch's.
     """
 
     name: str
+    module: bool
     grad: bool
     backward: bool
     goal: float
 
 
-CALLS = (
-    Call("no_grad", grad=False, backward=False, goal=5.0),
-    Call("forward", grad=True, backward=False, goal=10.0),
-    Call("forward + backward", grad=True, backward=True, goal=10.0),
+CALLS = tuple(
+    Call(f"module {name}" if module else name, module, grad, backward, goal)
+    for module in (False, True)
+    for name, grad, backward, goal in (
+        ("no_grad", False, False, 5.0),
+        ("forward", True, False, 10.0),
+        ("forward + backward", True, True, 10.0),
+    )
 )
 
 
@@ -75,7 +82,9 @@ def measure_calls(arguments: argparse.Namespace, argv: Sequence[str], console: C
             if line:
                 print_line(console, line)
         for call in CALLS:
-            times = race(_run(uc.conv2d, call), _run(F.conv2d, call), CpuClock(), 10000, arguments.seconds / len(CALLS))
+            ours = _run(uc.conv2d, uc.Conv2d, call)
+            theirs = _run(F.conv2d, nn.Conv2d, call)
+            times = race(ours, theirs, CpuClock(), 10000, arguments.seconds / len(CALLS))
             entry = _entry(call, times)
             data["calls"].append(entry)
             print_line(console, _line(entry))
@@ -86,19 +95,23 @@ def measure_calls(arguments: argparse.Namespace, argv: Sequence[str], console: C
     return 0
 
 
-def _run(conv2d: Callable[..., Tensor], call: Call) -> Run:
-    image, weight = (torch.ones(1, 1, 3, 3, requires_grad=call.grad) for _ in range(2))
+def _run(function: Callable[..., Tensor], module: type[nn.Conv2d], call: Call) -> Run:
+    image = torch.ones(1, 1, 3, 3, requires_grad=call.grad)
+    layer = module(1, 1, 3, bias=False).requires_grad_(call.grad)
+    weight = layer.weight
+    convolve: Callable[..., Tensor] = layer if call.module else function
+    arguments = (image,) if call.module else (image, weight)
     grad_output = torch.ones(1, 1, 1, 1)
 
     def forward() -> None:
-        conv2d(image, weight)
+        convolve(*arguments)
 
     def without_grad() -> None:
         with torch.no_grad():
-            conv2d(image, weight)
+            convolve(*arguments)
 
     def with_backward() -> None:
-        torch.autograd.grad(conv2d(image, weight), (image, weight), grad_output)
+        torch.autograd.grad(convolve(*arguments), (image, weight), grad_output)
 
     return with_backward if call.backward else forward if call.grad else without_grad
 
@@ -124,7 +137,7 @@ def _line(entry: dict[str, Any]) -> str:
     difference = entry["difference_us"]
     reached = "" if difference["median"] <= entry["goal_us"] else "  MISSED"
     return (
-        f"{entry['name']:<20} {entry['ours_us']['median']:8.2f} {entry['torch_us']['median']:9.2f} "
+        f"{entry['name']:<25} {entry['ours_us']['median']:8.2f} {entry['torch_us']['median']:9.2f} "
         f"{difference['median']:10.2f} [{difference['q1']:5.2f}, {difference['q3']:5.2f}] "
         f"{entry['goal_us']:6.1f}{reached}"
     )

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <span>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -15,26 +16,39 @@ namespace unfoldconv {
 
 using torch::stable::Tensor;
 using Sizes = std::vector<int64_t>;
+using Numbers = std::span<const int64_t>;  // Sizes that somebody else keeps
 
-// Sizes as part of a message, (a, b); refers to them, so that nothing is put into words where all is well.
+// Parts of a message; they refer to what they show, so that nothing is asked for or put into words where all is well.
 struct Shown {
-  const int64_t* sizes;
-  size_t count;
+  Numbers sizes;  // as (a, b)
 };
-inline Shown shown(const Sizes& sizes) { return {sizes.data(), sizes.size()}; }
-inline Shown shown(const Tensor& tensor) {
-  const auto sizes = tensor.sizes();
-  return {sizes.data(), sizes.size()};
-}
-template <size_t Count>
-Shown shown(const int64_t (&sizes)[Count]) {
-  return {sizes, Count};
-}
+struct ShownShape {
+  const Tensor& tensor;
+};
+struct ShownDtype {
+  const Tensor& tensor;
+};
+struct ShownDevice {
+  const Tensor& tensor;
+};
+inline Shown shown(Numbers sizes) { return {sizes}; }
+inline ShownShape shown(const Tensor& tensor) { return {tensor}; }
+inline ShownDtype name_of(const Tensor& tensor) { return {tensor}; }
 
 inline std::ostream& operator<<(std::ostream& stream, const Shown& shown) {
   stream << "(";
-  for (size_t i = 0; i < shown.count; ++i) stream << (i ? ", " : "") << shown.sizes[i];
-  return stream << (shown.count == 1 ? ",)" : ")");
+  for (size_t i = 0; i < shown.sizes.size(); ++i) stream << (i ? ", " : "") << shown.sizes[i];
+  return stream << (shown.sizes.size() == 1 ? ",)" : ")");
+}
+inline std::ostream& operator<<(std::ostream& stream, const ShownShape& shown) {
+  const auto sizes = shown.tensor.sizes();
+  return stream << Shown{{sizes.data(), sizes.size()}};
+}
+inline std::ostream& operator<<(std::ostream& stream, const ShownDtype& shown) {
+  return stream << torch::headeronly::toString(shown.tensor.scalar_type());
+}
+inline std::ostream& operator<<(std::ostream& stream, const ShownDevice& shown) {
+  return stream << (shown.tensor.is_cuda() ? "cuda" : "cpu");
 }
 
 template <class... Parts>
@@ -46,11 +60,15 @@ void check(bool rule_holds, const Parts&... parts) {
   }
 }
 
-inline const char* name_of(const Tensor& tensor) { return torch::headeronly::toString(tensor.scalar_type()); }
+// The sizes behind the batch and the channels, or behind the two kinds of channels of a weight.
+inline Numbers axes_of(const Tensor& tensor) {
+  const auto sizes = tensor.sizes();
+  return sizes.size() < 2 ? Numbers{} : Numbers(sizes.data() + 2, sizes.size() - 2);
+}
 
 // The product of sizes, times the bytes of an element, must fit 63 bits. A size of zero counts as one, so that the
 // product of some of the sizes fits as well.
-inline void check_bytes(const char* what, const Tensor& like, const Sizes& sizes) {
+inline void check_bytes(const char* what, const Tensor& like, Numbers sizes) {
   int64_t bytes = element_size(like.scalar_type());
   bool overflow = false;
   for (const int64_t size : sizes) overflow |= __builtin_mul_overflow(bytes, std::max<int64_t>(1, size), &bytes);
@@ -59,22 +77,22 @@ inline void check_bytes(const char* what, const Tensor& like, const Sizes& sizes
 
 // The arguments of a sliding window, as every op takes them: one number per spatial axis.
 struct Window {
-  const Sizes& kernel_size;
-  const Sizes& stride;
-  const Sizes& padding_low;
-  const Sizes& padding_high;
-  const Sizes& dilation;
+  Numbers kernel_size;
+  Numbers stride;
+  Numbers padding_low;
+  Numbers padding_high;
+  Numbers dilation;
 };
 
 inline int window_rank(const Window& window) {
   const size_t rank = window.kernel_size.size();
   check(rank >= 1 && rank <= 3, "kernel_size must have 1, 2 or 3 axes, but got ", rank);
-  const std::pair<const char*, const Sizes*> arguments[] = {{"stride", &window.stride},
-                                                            {"padding_low", &window.padding_low},
-                                                            {"padding_high", &window.padding_high},
-                                                            {"dilation", &window.dilation}};
+  const std::pair<const char*, Numbers> arguments[] = {{"stride", window.stride},
+                                                       {"padding_low", window.padding_low},
+                                                       {"padding_high", window.padding_high},
+                                                       {"dilation", window.dilation}};
   for (const auto& [name, value] : arguments)
-    check(value->size() == rank, name, " must have one number per spatial axis (", rank, "), but got ", shown(*value));
+    check(value.size() == rank, name, " must have one number per spatial axis (", rank, "), but got ", shown(value));
   return static_cast<int>(rank);
 }
 
@@ -130,8 +148,8 @@ inline void check_dim(const char* name, const Tensor& tensor, int64_t dim, const
 inline void check_same_kind(const char* first_name, const Tensor& first, const char* second_name,
                             const Tensor& second) {
   check(first.device() == second.device(), first_name, " and ", second_name,
-        " must be on the same device (expected all tensors to be on the same device), but got ",
-        first.is_cuda() ? "cuda" : "cpu", " and ", second.is_cuda() ? "cuda" : "cpu");
+        " must be on the same device (expected all tensors to be on the same device), but got ", ShownDevice{first},
+        " and ", ShownDevice{second});
   check(first.scalar_type() == second.scalar_type(), first_name, " type (", name_of(first), ") and ", second_name,
         " type (", name_of(second), ") should be the same, but got two dtypes");
 }

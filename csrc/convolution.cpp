@@ -73,15 +73,12 @@ template <int Rank>
 void conv(const Place& place, const Tensor& input, const Tensor& weight, const Bias& bias,
           const Geometry<Rank>& geometry, int64_t groups, Tensor& output) {
   report_op<Rank>("conv", geometry, input.size(0), weight, {&input, &weight, &output});
-  if (use_depthwise<Rank>(place, planes_of<Rank>(input, groups), planes_of<Rank>(output, groups), &weight, geometry))
+  const Planes<Rank> image = planes_of<Rank>(input, groups), result = planes_of<Rank>(output, groups);
+  if (use_depthwise<Rank>(place, image, result, &weight, geometry))
     return cpu::depthwise_conv(input, weight, bias, geometry, groups, output);
   if (direct_conv<Rank>(place, input, weight, bias, geometry, groups, output)) return;
-  correlate<Rank>(place, {planes_of<Rank>(input, groups),
-                          geometry,
-                          {weight_planes<Rank>(weight, groups, /*swap=*/false)},
-                          {planes_of<Rank>(output, groups)},
-                          bias_data(bias),
-                          input});
+  const Planes<Rank> weights = weight_planes<Rank>(weight, groups, /*swap=*/false);
+  correlate<Rank>(place, {image, geometry, {weights}, {result}, bias_data(bias), input});
 }
 
 template <int Rank>

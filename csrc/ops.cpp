@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
+#include <array>
 #include <optional>
 
 #include "allocation.h"
@@ -42,12 +43,13 @@ std::optional<DeviceGuard> guard(const Tensor& tensor) {
 // Whether torch would call the strides channels_last (`suggest_memory_format`): channels innermost, the batch
 // outermost, and not contiguous as well.
 bool is_channels_last(const Tensor& tensor) {
-  const int64_t dim = tensor.dim();
-  if (dim < 4 || tensor.stride(1) == 0) return false;
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  const int64_t dim = static_cast<int64_t>(sizes.size());
+  if (dim < 4 || strides[1] == 0) return false;
   int64_t least = 0;
   const auto fits = [&](int64_t d) {
-    if (tensor.size(d) == 0 || tensor.stride(d) < least || (d == 0 && least == tensor.stride(1))) return false;
-    least = tensor.stride(d) * std::max<int64_t>(1, tensor.size(d));
+    if (sizes[d] == 0 || strides[d] < least || (d == 0 && least == strides[1])) return false;
+    least = strides[d] * std::max<int64_t>(1, sizes[d]);
     return true;
   };
   if (!fits(1)) return false;
@@ -58,7 +60,7 @@ bool is_channels_last(const Tensor& tensor) {
 
 // A convolution's result has the memory format that torch's own op returns: channels_last if one of the operands is,
 // except where torch has no such path (3-D in float64 and the integers; float64 on CUDA).
-Tensor empty_result(const Sizes& sizes, const Tensor& first, const Tensor& second) {
+Tensor empty_result(Numbers sizes, const Tensor& first, const Tensor& second) {
   const ScalarType dtype = first.scalar_type();
   bool channels_last = is_channels_last(first) || is_channels_last(second);
   const bool has_3d = is_16bit_float(dtype) || dtype == ScalarType::Float || dtype == ScalarType::ComplexFloat ||
@@ -69,9 +71,9 @@ Tensor empty_result(const Sizes& sizes, const Tensor& first, const Tensor& secon
 }
 
 template <int Rank>
-Sizes with_axes(int64_t batch, int64_t channels, const int64_t (&axes)[Rank]) {
-  Sizes sizes{batch, channels};
-  sizes.insert(sizes.end(), axes, axes + Rank);
+std::array<int64_t, Rank + 2> with_axes(int64_t batch, int64_t channels, const int64_t (&axes)[Rank]) {
+  std::array<int64_t, Rank + 2> sizes{batch, channels};
+  std::copy_n(axes, Rank, sizes.begin() + 2);
   return sizes;
 }
 
@@ -94,9 +96,10 @@ Tensor im2col_op(const Tensor& input, const Sizes& kernel_size, const Sizes& str
     const auto geometry = make_geometry<Rank>(input.sizes().data() + 2, window);
     const int64_t batch = input.size(0), channels = input.size(1);
     const int64_t taps = geometry.tap_numel(), positions = geometry.position_numel();
-    check_bytes("columns", input, {batch, channels, taps, positions});
+    check_bytes("columns", input, std::array{batch, channels, taps, positions});
     const auto device = guard(input);
-    Tensor columns = empty_tensor(input, contiguous_extents({batch, channels * taps, positions}), input.scalar_type());
+    Tensor columns =
+        empty_tensor(input, contiguous_extents(std::array{batch, channels * taps, positions}), input.scalar_type());
     const Planes<Rank> planes = planes_of<Rank>(input, 1);
     if (!report_patches("im2col", 0, input, columns) && columns.numel() > 0)
       im2col<Rank>(place_of(input), planes.data, planes.dtype, planes.layout, geometry, {0, positions},
@@ -126,7 +129,7 @@ Tensor col2im_op(const Tensor& columns, const Sizes& input_size, const Sizes& ke
           " (expected size of input's dimension 2 to match the calculated number of sliding blocks ",
           geometry.position_numel(), "), but got ", columns.size(2));
     const int64_t channels = columns.size(1) / taps;
-    const Sizes sizes = with_axes<Rank>(batch, channels, geometry.image);
+    const auto sizes = with_axes<Rank>(batch, channels, geometry.image);
     check_bytes("output", columns, sizes);
     dispatch_sum(columns.scalar_type(), [](auto) {});
     const auto device = guard(columns);
@@ -158,25 +161,18 @@ template <class F>
 void run_op(std::initializer_list<const Tensor*> operands, std::vector<int64_t> numbers, const Window& window,
             F&& compute) {
   if (!tuning()) return compute();
-  for (const Sizes* sizes : {&window.stride, &window.padding_low, &window.padding_high, &window.dilation})
-    numbers.insert(numbers.end(), sizes->begin(), sizes->end());
+  for (const Numbers part : {window.stride, window.padding_low, window.padding_high, window.dilation})
+    numbers.insert(numbers.end(), part.begin(), part.end());
   run_tuned(place_of(**operands.begin()), {operands, std::move(numbers)}, compute);
-}
-
-// The kernel_size that a weight [out, in, *kernel] carries.
-Sizes kernel_of(const Tensor& weight) {
-  const auto sizes = weight.sizes();
-  return sizes.size() < 2 ? Sizes{} : Sizes(sizes.begin() + 2, sizes.end());
 }
 
 }  // namespace
 
-Tensor conv_op(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, const Sizes& stride,
-               const Sizes& padding_low, const Sizes& padding_high, const Sizes& dilation, int64_t groups) {
+Tensor conv_op(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, Numbers stride,
+               Numbers padding_low, Numbers padding_high, Numbers dilation, int64_t groups) {
   check(weight.dim() == static_cast<int64_t>(stride.size()) + 2, "weight must have ", stride.size() + 2,
         " dimensions (out_channels, in_channels / groups, *kernel_size), but got shape ", shown(weight));
-  const Sizes kernel_size = kernel_of(weight);
-  const Window window{kernel_size, stride, padding_low, padding_high, dilation};
+  const Window window{axes_of(weight), stride, padding_low, padding_high, dilation};
   return with_rank(window_rank(window), [&](auto rank_constant) {
     constexpr int Rank = decltype(rank_constant)::value;
     check_operands("input", input, "weight", weight, Rank);
@@ -187,7 +183,7 @@ Tensor conv_op(const Tensor& input, const Tensor& weight, const std::optional<Te
           " channels), but got ", input.size(1), " channels instead");
     check_bias(bias, input, weight.size(0));
     const auto geometry = make_geometry<Rank>(input.sizes().data() + 2, window);
-    const Sizes sizes = with_axes<Rank>(input.size(0), weight.size(0), geometry.positions);
+    const auto sizes = with_axes<Rank>(input.size(0), weight.size(0), geometry.positions);
     check_bytes("output", input, sizes);
     const auto device = guard(input);
     Tensor output = empty_result(sizes, input, weight);
@@ -199,12 +195,11 @@ Tensor conv_op(const Tensor& input, const Tensor& weight, const std::optional<Te
 }
 
 Tensor conv_input_grad_op(const Tensor& grad_output, const Tensor& weight, const std::optional<Tensor>& bias,
-                          const Sizes& input_size, const Sizes& stride, const Sizes& padding_low,
-                          const Sizes& padding_high, const Sizes& dilation, int64_t groups) {
+                          Numbers input_size, Numbers stride, Numbers padding_low, Numbers padding_high,
+                          Numbers dilation, int64_t groups) {
   check(weight.dim() == static_cast<int64_t>(stride.size()) + 2, "weight must have ", stride.size() + 2,
         " dimensions (in_channels, out_channels / groups, *kernel_size), but got shape ", shown(weight));
-  const Sizes kernel_size = kernel_of(weight);
-  const Window window{kernel_size, stride, padding_low, padding_high, dilation};
+  const Window window{axes_of(weight), stride, padding_low, padding_high, dilation};
   return with_rank(window_rank(window), [&](auto rank_constant) {
     constexpr int Rank = decltype(rank_constant)::value;
     check_operands("input", grad_output, "weight", weight, Rank);
@@ -222,7 +217,7 @@ Tensor conv_input_grad_op(const Tensor& grad_output, const Tensor& weight, const
     check(std::equal(geometry.positions, geometry.positions + Rank, grad_output.sizes().data() + 2),
           "grad_output must have the size of the convolution's output, ", shown(geometry.positions), ", but got ",
           shown(grad_output));
-    const Sizes sizes = with_axes<Rank>(grad_output.size(0), channels, geometry.image);
+    const auto sizes = with_axes<Rank>(grad_output.size(0), channels, geometry.image);
     check_bytes("output", grad_output, sizes);
     const auto device = guard(grad_output);
     Tensor grad_input = empty_result(sizes, grad_output, weight);
@@ -234,9 +229,8 @@ Tensor conv_input_grad_op(const Tensor& grad_output, const Tensor& weight, const
   });
 }
 
-Tensor conv_weight_grad_op(const Tensor& grad_output, const Tensor& input, const Sizes& kernel_size,
-                           const Sizes& stride, const Sizes& padding_low, const Sizes& padding_high,
-                           const Sizes& dilation, int64_t groups) {
+Tensor conv_weight_grad_op(const Tensor& grad_output, const Tensor& input, Numbers kernel_size, Numbers stride,
+                           Numbers padding_low, Numbers padding_high, Numbers dilation, int64_t groups) {
   const Window window{kernel_size, stride, padding_low, padding_high, dilation};
   return with_rank(window_rank(window), [&](auto rank_constant) {
     constexpr int Rank = decltype(rank_constant)::value;
@@ -249,7 +243,7 @@ Tensor conv_weight_grad_op(const Tensor& grad_output, const Tensor& input, const
     check(std::equal(geometry.positions, geometry.positions + Rank, grad_output.sizes().data() + 2),
           "grad_output must have the size of the convolution's output, ", shown(geometry.positions), ", but got ",
           shown(grad_output));
-    const Sizes sizes = with_axes<Rank>(grad_output.size(1), input.size(1) / groups, geometry.kernel);
+    const auto sizes = with_axes<Rank>(grad_output.size(1), input.size(1) / groups, geometry.kernel);
     check_bytes("grad_weight", input, sizes);
     const auto device = guard(input);
     if (input.size(0) == 0) return torch::stable::new_zeros(input, sizes);
@@ -271,6 +265,22 @@ void set_workspace_limit_op(int64_t cpu, int64_t cuda) {
 
 Sizes get_workspace_limit_op() { return {workspace_limit().cpu, workspace_limit().cuda}; }
 
+// WithLists<&op>::call is the op as the dispatcher calls it, which has lists for Numbers.
+template <class T>
+struct AsList {
+  using type = T;
+};
+template <>
+struct AsList<Numbers> {
+  using type = const Sizes&;
+};
+template <auto op>
+struct WithLists;
+template <class... Arguments, Tensor (*op)(Arguments...)>
+struct WithLists<op> {
+  static Tensor call(typename AsList<Arguments>::type... arguments) { return op(arguments...); }
+};
+
 }  // namespace
 }  // namespace unfoldconv
 
@@ -288,13 +298,13 @@ STABLE_TORCH_LIBRARY(UNFOLDCONV_NAMESPACE, library) {
   library.def("get_workspace_limit() -> int[]");
 }
 
-#define UNFOLDCONV_IMPLEMENT(KEY)                                                  \
-  STABLE_TORCH_LIBRARY_IMPL(UNFOLDCONV_NAMESPACE, KEY, library) {                  \
-    library.impl("im2col", TORCH_BOX(&unfoldconv::im2col_op));                     \
-    library.impl("col2im", TORCH_BOX(&unfoldconv::col2im_op));                     \
-    library.impl("conv", TORCH_BOX(&unfoldconv::conv_op));                         \
-    library.impl("conv_input_grad", TORCH_BOX(&unfoldconv::conv_input_grad_op));   \
-    library.impl("conv_weight_grad", TORCH_BOX(&unfoldconv::conv_weight_grad_op)); \
+#define UNFOLDCONV_IMPLEMENT(KEY)                                                                                \
+  STABLE_TORCH_LIBRARY_IMPL(UNFOLDCONV_NAMESPACE, KEY, library) {                                                \
+    library.impl("im2col", TORCH_BOX(&unfoldconv::im2col_op));                                                   \
+    library.impl("col2im", TORCH_BOX(&unfoldconv::col2im_op));                                                   \
+    library.impl("conv", TORCH_BOX(&unfoldconv::WithLists<&unfoldconv::conv_op>::call));                         \
+    library.impl("conv_input_grad", TORCH_BOX(&unfoldconv::WithLists<&unfoldconv::conv_input_grad_op>::call));   \
+    library.impl("conv_weight_grad", TORCH_BOX(&unfoldconv::WithLists<&unfoldconv::conv_weight_grad_op>::call)); \
   }
 
 UNFOLDCONV_IMPLEMENT(CPU)

@@ -3,6 +3,8 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/library.h>
 
+#include <tuple>
+
 #include "ops.h"
 
 namespace unfoldconv {
@@ -10,15 +12,19 @@ namespace {
 
 constexpr int kPackedBits = 60;  // shared evenly by the numbers, the first the lowest; unfoldconv/_below.py packs them
 
-// Gives each of `count` Sizes `rank` numbers.
+// `Count` times one number per axis.
 template <int Count>
-void unpack(int64_t packed, int64_t rank, Sizes (&sizes)[Count]) {
-  const int64_t bits = kPackedBits / (Count * rank), mask = (int64_t{1} << bits) - 1;
-  for (Sizes& numbers : sizes) {
-    numbers.resize(rank);
-    for (int64_t& number : numbers) number = packed & mask, packed >>= bits;
+class Unpacked {
+ public:
+  Unpacked(int64_t packed, int64_t rank) : rank_(rank) {
+    const int64_t bits = kPackedBits / (Count * rank), mask = (int64_t{1} << bits) - 1;
+    for (int64_t i = 0; i < Count * rank; ++i, packed >>= bits) numbers_[i] = packed & mask;
   }
-}
+  Numbers operator[](int64_t index) const { return {numbers_ + index * rank_, static_cast<size_t>(rank_)}; }
+
+ private:
+  int64_t rank_, numbers_[Count * 3];
+};
 
 int64_t rank_of(const Tensor& tensor) {
   const int64_t rank = tensor.dim() - 2;
@@ -35,27 +41,34 @@ void check_grad_mode() {
 Tensor conv_packed(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t window,
                    int64_t groups) {
   check_grad_mode();
-  Sizes w[4];
-  unpack(window, rank_of(weight), w);
+  const Unpacked<4> w(window, rank_of(weight));
   return conv_op(input, weight, bias, w[0], w[1], w[2], w[3], groups);
 }
 
 Tensor conv_input_grad_packed(const Tensor& grad_output, const Tensor& weight, const std::optional<Tensor>& bias,
                               int64_t input_size, int64_t window, int64_t groups) {
   check_grad_mode();
-  Sizes size[1], w[4];
-  unpack(input_size, rank_of(weight), size);
-  unpack(window, rank_of(weight), w);
-  return conv_input_grad_op(grad_output, weight, bias, size[0], w[0], w[1], w[2], w[3], groups);
+  const int64_t rank = rank_of(weight);
+  const Unpacked<4> w(window, rank);
+  return conv_input_grad_op(grad_output, weight, bias, Unpacked<1>(input_size, rank)[0], w[0], w[1], w[2], w[3],
+                            groups);
 }
 
 Tensor conv_weight_grad_packed(const Tensor& grad_output, const Tensor& input, int64_t kernel_size, int64_t window,
                                int64_t groups) {
   check_grad_mode();
-  Sizes size[1], w[4];
-  unpack(kernel_size, rank_of(input), size);
-  unpack(window, rank_of(input), w);
-  return conv_weight_grad_op(grad_output, input, size[0], w[0], w[1], w[2], w[3], groups);
+  const int64_t rank = rank_of(input);
+  const Unpacked<4> w(window, rank);
+  return conv_weight_grad_op(grad_output, input, Unpacked<1>(kernel_size, rank)[0], w[0], w[1], w[2], w[3], groups);
+}
+
+// Both gradients of a convolution without a bias.
+std::tuple<Tensor, Tensor> conv_backward_packed(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                                int64_t window, int64_t groups) {
+  check_grad_mode();
+  const Unpacked<4> w(window, rank_of(weight));
+  return {conv_input_grad_op(grad_output, weight, std::nullopt, axes_of(input), w[0], w[1], w[2], w[3], groups),
+          conv_weight_grad_op(grad_output, input, axes_of(weight), w[0], w[1], w[2], w[3], groups)};
 }
 
 }  // namespace
@@ -68,6 +81,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(UNFOLDCONV_NAMESPACE, library) {
       "int groups) -> Tensor");
   library.def(
       "_conv_weight_grad_packed(Tensor grad_output, Tensor input, int kernel_size, int window, int groups) -> Tensor");
+  library.def(
+      "_conv_backward_packed(Tensor grad_output, Tensor input, Tensor weight, int window, int groups) -> "
+      "(Tensor, Tensor)");
 }
 
 #define UNFOLDCONV_IMPLEMENT(KEY)                                                              \
@@ -75,6 +91,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(UNFOLDCONV_NAMESPACE, library) {
     library.impl("_conv_packed", TORCH_BOX(&unfoldconv::conv_packed));                         \
     library.impl("_conv_input_grad_packed", TORCH_BOX(&unfoldconv::conv_input_grad_packed));   \
     library.impl("_conv_weight_grad_packed", TORCH_BOX(&unfoldconv::conv_weight_grad_packed)); \
+    library.impl("_conv_backward_packed", TORCH_BOX(&unfoldconv::conv_backward_packed));       \
   }
 
 UNFOLDCONV_IMPLEMENT(CPU)

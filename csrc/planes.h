@@ -37,12 +37,12 @@ Planes<To> with_leading_axes(const Planes<From>& planes) {
 // A tensor [batch, channels, *sizes] as planes (batch, group, channel of the group).
 template <int Rank>
 Planes<Rank> planes_of(const Tensor& tensor, int64_t groups) {
-  const int64_t channels = tensor.size(1) / groups;
-  Planes<Rank> planes{
-      static_cast<char*>(tensor.data_ptr()),
-      tensor.scalar_type(),
-      {{tensor.size(0), groups, channels}, {tensor.stride(0), channels * tensor.stride(1), tensor.stride(1)}, {}}};
-  for (int axis = 0; axis < Rank; ++axis) planes.layout.axis_stride[axis] = tensor.stride(2 + axis);
+  const auto sizes = tensor.sizes(), strides = tensor.strides();
+  const int64_t channels = sizes[1] / groups;
+  Planes<Rank> planes{static_cast<char*>(tensor.data_ptr()),
+                      tensor.scalar_type(),
+                      {{sizes[0], groups, channels}, {strides[0], channels * strides[1], strides[1]}, {}}};
+  for (int axis = 0; axis < Rank; ++axis) planes.layout.axis_stride[axis] = strides[2 + axis];
   return planes;
 }
 
@@ -50,14 +50,11 @@ Planes<Rank> planes_of(const Tensor& tensor, int64_t groups) {
 // group).
 template <int Rank>
 Planes<Rank> weight_planes(const Tensor& weight, int64_t groups, bool swap) {
-  const int64_t outputs = weight.size(0) / groups, inputs = weight.size(1);
-  const int64_t out = weight.stride(0), in = weight.stride(1);
   Planes<Rank> planes = planes_of<Rank>(weight, 1);
-  if (swap)
-    planes.layout = {{groups, inputs, outputs}, {outputs * out, in, out}, {}};
-  else
-    planes.layout = {{groups, outputs, inputs}, {outputs * out, out, in}, {}};
-  for (int axis = 0; axis < Rank; ++axis) planes.layout.axis_stride[axis] = weight.stride(2 + axis);
+  auto& [count, stride, axis_stride] = planes.layout;
+  const int64_t outputs = count[0] / groups, inputs = count[2], out = stride[0], in = stride[2];
+  count[0] = groups, count[1] = swap ? inputs : outputs, count[2] = swap ? outputs : inputs;
+  stride[0] = outputs * out, stride[1] = swap ? in : out, stride[2] = swap ? out : in;
   return planes;
 }
 

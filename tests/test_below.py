@@ -31,7 +31,7 @@ def packed_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return call
 
-    for name in NAMES:
+    for name in (*NAMES, "conv_backward"):
         monkeypatch.setattr(_below, f"_{name}_packed", spy(f"_{name}_packed"))
     return called
 
@@ -57,11 +57,25 @@ def test_packed_ops_are_the_public_ops(case: Case, packed_calls: list[str]) -> N
     ):
         assert torch.equal(getattr(_below, name)(*arguments), getattr(_ops, name)(*arguments)), name
     assert packed_calls == [f"_{name}_packed" for name in NAMES]
+    both = _below.conv_backward(y, x, w, window)
+    assert both is not None
+    assert torch.equal(both[0], _ops.conv_input_grad(y, w, None, size, *window))
+    assert torch.equal(both[1], _ops.conv_weight_grad(y, x, kernel, *window))
+    assert packed_calls[-1] == "_conv_backward_packed"
 
 
-def test_plain_calls_are_packed(packed_calls: list[str]) -> None:
-    forward_and_backward(*operands())
-    assert sorted(packed_calls) == sorted(f"_{name}_packed" for name in NAMES)
+@pytest.mark.parametrize(
+    ("wanted", "packed"),
+    [
+        ((True, True), ["_conv_packed", "_conv_backward_packed"]),
+        ((True, False), ["_conv_packed", "_conv_input_grad_packed"]),
+        ((False, True), ["_conv_packed", "_conv_weight_grad_packed"]),
+    ],
+)
+def test_plain_calls_are_packed(wanted: tuple[bool, bool], packed: list[str], packed_calls: list[str]) -> None:
+    x, w = operands(requires_grad=False)
+    forward_and_backward(x.requires_grad_(wanted[0]), w.requires_grad_(wanted[1]))
+    assert packed_calls == packed
 
 
 @pytest.mark.parametrize(("rank", "most"), [(1, 2**15 - 1), (2, 127), (3, 31)])
@@ -179,9 +193,16 @@ def test_what_equals_a_cached_window_means_the_same(stride: object) -> None:
     assert torch.equal(uc.conv2d(x, w, stride=(1, 1), groups=2), uc.conv2d(x, w, stride=stride, groups=2))
 
 
-@pytest.mark.parametrize("name", ["_conv_packed", "_conv_input_grad_packed", "_conv_weight_grad_packed"])
-def test_a_packed_op_that_is_called_by_itself_refuses_to_lose_a_gradient(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "others"),
+    [
+        ("_conv_packed", (None, 0, 1)),
+        ("_conv_input_grad_packed", (None, 0, 0, 1)),
+        ("_conv_weight_grad_packed", (0, 0, 1)),
+        ("_conv_backward_packed", (torch.ones(1, 1, 1, 1), 0, 1)),
+    ],
+)
+def test_a_packed_op_that_is_called_by_itself_refuses_to_lose_a_gradient(name: str, others: tuple[object, ...]) -> None:
     first, second = torch.randn(1, 1, 3, 3, requires_grad=True), torch.randn(1, 1, 1, 1, requires_grad=True)
-    arguments = {"_conv_packed": (None, 0, 1)}.get(name, (None, 0, 0, 1) if "input" in name else (0, 0, 1))
     with pytest.raises(RuntimeError, match="without grad mode"):
-        getattr(torch.ops.unfoldconv, name)(first, second, *arguments)
+        getattr(torch.ops.unfoldconv, name)(first, second, *others)

@@ -244,13 +244,14 @@ def test_calls_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert main(["calls", "--seconds", "0.1", "--json", str(path)]) == 0
     assert torch.get_num_threads() == threads
     data = json.loads(path.read_text())
-    assert [entry["name"] for entry in data["calls"]] == ["no_grad", "forward", "forward + backward"]
+    names = ["no_grad", "forward", "forward + backward"]
+    assert [entry["name"] for entry in data["calls"]] == [*names, *(f"module {name}" for name in names)]
     printed = capsys.readouterr().out
     for entry in data["calls"]:
         assert entry["rounds"] >= timing.MIN_ROUNDS
         for key in ("ours_us", "torch_us", "difference_us"):
             assert entry[key]["q1"] <= entry[key]["median"] <= entry[key]["q3"]
-        assert (f"{entry['name']:<20}" in printed) and entry["ours_us"]["median"] > 0.1
+        assert (f"{entry['name']:<25}" in printed) and entry["ours_us"]["median"] > 0.1
     assert data["hardware"]["threads"] == 1
     lines = [line for line in printed.splitlines() if line.endswith("MISSED")]
     assert len(lines) == sum(entry["difference_us"]["median"] > entry["goal_us"] for entry in data["calls"])

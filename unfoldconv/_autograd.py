@@ -19,12 +19,14 @@ The functions below take what the op takes and pick, for the least overhead:
 They are also the ops' kernels for the Autograd dispatch key, so `torch.ops.unfoldconv.*` differentiates as well.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
+from torch.compiler import is_dynamo_compiling
 
 from . import _below, _ops, _vmap
 from ._binding import NAMESPACE
@@ -42,6 +44,7 @@ def _bias_grad(grad: Tensor) -> Tensor:
     return grad.sum([0, *range(2, grad.dim())])
 
 
+@functools.cache
 def _applied(function: type[Function]) -> Callable[..., Any]:
     """`function.apply` without the part of it that only the transforms of torch.func need; Dynamo knows it not."""
     base: Any = super(Function, function)
@@ -61,16 +64,21 @@ def _needs_grad(*tensors: Tensor | None) -> bool:
 
 
 def _route(op: Callable[..., Tensor], lean: type[Function], full: type[Function], tensors: Any, *rest: Any) -> Tensor:
-    if torch.compiler.is_dynamo_compiling():
-        return lean.apply(*tensors, *rest) if _needs_grad(*tensors) else op(*tensors, *rest)
+    if is_dynamo_compiling():
+        return lean.apply(*tensors, rest) if _needs_grad(*tensors) else op(*tensors, *rest)
     if _transforming():
         return full.apply(*tensors, *rest)  # type: ignore[no-any-return]
     if _needs_grad(*tensors):
-        return _applied(lean)(*tensors, *rest)  # type: ignore[no-any-return]
+        return _applied(lean)(*tensors, rest)  # type: ignore[no-any-return]
     return op(*tensors, *rest)
 
 
-# --- the formulas: (context, grad) -> gradients, (context, tangents) -> tangent -------------------------------------
+def _is_recorded(*tensors: Tensor) -> bool:
+    """Whether anything but an op's result is wanted of it."""
+    return is_dynamo_compiling() or _transforming() or _needs_grad(*tensors)
+
+
+# --- the formulas: (context, grad) -> gradients of the tensors, (context, tangents) -> tangent -----------------------
 # ctx.saved_tensors are the op's two operands (the lean Functions leave out one that no needed gradient uses),
 # ctx.window is (stride, padding_low, padding_high, dilation[, groups]), ctx.sizes what shapes a gradient has to know.
 
@@ -79,11 +87,15 @@ def _conv_vjp(ctx: Any, grad: Tensor) -> Grads:
     input, weight = ctx.saved_tensors
     input_shape, weight_shape = ctx.sizes
     needs = ctx.needs_input_grad
+    bias_grad = _bias_grad(grad) if needs[2] else None
+    if needs[0] and needs[1] and not _is_recorded(grad, input, weight):
+        both = _below.conv_backward(grad, _conj(input), _conj(weight), ctx.window)
+        if both is not None:
+            return *both, bias_grad
     return (
         conv_input_grad(grad, _conj(weight), None, input_shape[2:], *ctx.window) if needs[0] else None,
         conv_weight_grad(grad, _conj(input), weight_shape[2:], *ctx.window) if needs[1] else None,
-        _bias_grad(grad) if needs[2] else None,
-        *(None,) * len(ctx.window),
+        bias_grad,
     )
 
 
@@ -95,8 +107,6 @@ def _conv_input_grad_vjp(ctx: Any, grad: Tensor) -> Grads:
         conv(grad, _conj(weight), None, *ctx.window) if needs[0] else None,
         conv_weight_grad(_conj(grad_output), grad, weight_shape[2:], *ctx.window) if needs[1] else None,
         _bias_grad(grad) if needs[2] else None,
-        None,
-        *(None,) * len(ctx.window),
     )
 
 
@@ -107,8 +117,6 @@ def _conv_weight_grad_vjp(ctx: Any, grad: Tensor) -> Grads:
     return (
         conv(_conj(input), grad, None, *ctx.window) if needs[0] else None,
         conv_input_grad(_conj(grad_output), grad, None, input_shape[2:], *ctx.window) if needs[1] else None,
-        None,
-        *(None,) * len(ctx.window),
     )
 
 
@@ -138,11 +146,12 @@ def _bias_tangent(ctx: Any, tangent: Tensor | None) -> Tensor | None:
 
 
 # --- the Functions ----------------------------------------------------------------------------------------------------
+# What an op takes besides tensors is one argument of a lean Function: each costs time in both directions.
 
 
 class _Conv(Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, *window: Any) -> Tensor:
+    def forward(ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, window: Grads) -> Tensor:
         needs = ctx.needs_input_grad
         ctx.save_for_backward(input if needs[1] else None, weight if needs[0] else None)
         ctx.window, ctx.sizes = window, (input.shape, weight.shape)
@@ -150,7 +159,7 @@ class _Conv(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Grads:
-        return _conv_vjp(ctx, *grads)
+        return *_conv_vjp(ctx, *grads), None
 
 
 class _ConvFull(Function):
@@ -168,7 +177,7 @@ class _ConvFull(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Grads:
-        return _conv_vjp(ctx, *grads)
+        return *_conv_vjp(ctx, *grads), *(None,) * 5
 
     @staticmethod
     def jvp(ctx: Any, input: Tensor | None, weight: Tensor | None, bias: Tensor | None, *_: Any) -> Tensor | None:
@@ -181,17 +190,15 @@ class _ConvFull(Function):
 
 class _ConvInputGrad(Function):
     @staticmethod
-    def forward(
-        ctx: Any, grad_output: Tensor, weight: Tensor, bias: Tensor | None, input_size: Any, *window: Any
-    ) -> Tensor:
+    def forward(ctx: Any, grad_output: Tensor, weight: Tensor, bias: Tensor | None, rest: Grads) -> Tensor:
         needs = ctx.needs_input_grad
         ctx.save_for_backward(grad_output if needs[1] else None, weight if needs[0] else None)
-        ctx.window, ctx.sizes = window, (weight.shape,)
-        return _below.conv_input_grad(grad_output, weight, bias, input_size, *window)
+        ctx.window, ctx.sizes = rest[1:], (weight.shape,)
+        return _below.conv_input_grad(grad_output, weight, bias, *rest)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Grads:
-        return _conv_input_grad_vjp(ctx, *grads)
+        return *_conv_input_grad_vjp(ctx, *grads), None
 
 
 class _ConvInputGradFull(Function):
@@ -209,7 +216,7 @@ class _ConvInputGradFull(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Grads:
-        return _conv_input_grad_vjp(ctx, *grads)
+        return *_conv_input_grad_vjp(ctx, *grads), *(None,) * 6
 
     @staticmethod
     def jvp(ctx: Any, grad_output: Tensor | None, weight: Tensor | None, bias: Tensor | None, *_: Any) -> Tensor | None:
@@ -223,15 +230,15 @@ class _ConvInputGradFull(Function):
 
 class _ConvWeightGrad(Function):
     @staticmethod
-    def forward(ctx: Any, grad_output: Tensor, input: Tensor, kernel_size: Any, *window: Any) -> Tensor:
+    def forward(ctx: Any, grad_output: Tensor, input: Tensor, rest: Grads) -> Tensor:
         needs = ctx.needs_input_grad
         ctx.save_for_backward(grad_output if needs[1] else None, input if needs[0] else None)
-        ctx.window, ctx.sizes = window, (input.shape,)
-        return _below.conv_weight_grad(grad_output, input, kernel_size, *window)
+        ctx.window, ctx.sizes = rest[1:], (input.shape,)
+        return _below.conv_weight_grad(grad_output, input, *rest)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Grads:
-        return _conv_weight_grad_vjp(ctx, *grads)
+        return *_conv_weight_grad_vjp(ctx, *grads), None
 
 
 class _ConvWeightGradFull(Function):
@@ -248,7 +255,7 @@ class _ConvWeightGradFull(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Grads:
-        return _conv_weight_grad_vjp(ctx, *grads)
+        return *_conv_weight_grad_vjp(ctx, *grads), *(None,) * 6
 
     @staticmethod
     def jvp(ctx: Any, grad_output: Tensor | None, input: Tensor | None, *_: Any) -> Tensor | None:
@@ -261,13 +268,13 @@ class _ConvWeightGradFull(Function):
 
 class _Im2col(Function):
     @staticmethod
-    def forward(ctx: Any, input: Tensor, kernel_size: Any, *window: Any) -> Tensor:
-        ctx.sizes = (input.shape[2:], kernel_size, *window)
-        return _below.im2col(input, kernel_size, *window)
+    def forward(ctx: Any, input: Tensor, window: Grads) -> Tensor:
+        ctx.sizes = (input.shape[2:], *window)
+        return _below.im2col(input, *window)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Grads:
-        return col2im(*grads, *ctx.sizes), *(None,) * 5
+        return col2im(*grads, *ctx.sizes), None
 
 
 class _Im2colFull(Function):
@@ -294,13 +301,13 @@ class _Im2colFull(Function):
 
 class _Col2im(Function):
     @staticmethod
-    def forward(ctx: Any, columns: Tensor, input_size: Any, *rest: Any) -> Tensor:
-        ctx.sizes = rest
-        return _below.col2im(columns, input_size, *rest)
+    def forward(ctx: Any, columns: Tensor, rest: Grads) -> Tensor:
+        ctx.sizes = rest[1:]
+        return _below.col2im(columns, *rest)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Grads:
-        return im2col(*grads, *ctx.sizes), *(None,) * 6
+        return im2col(*grads, *ctx.sizes), None
 
 
 class _Col2imFull(Function):

@@ -9,22 +9,34 @@ modes, tracing, profiling) and for numbers that do not fit.
 import functools
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from . import _ops
 from ._binding import NAMESPACE
 
+R = TypeVar("R")
+
 _namespace = getattr(torch.ops, NAMESPACE)
-_conv_packed: Callable[..., Tensor] = _namespace._conv_packed.default
-_conv_input_grad_packed: Callable[..., Tensor] = _namespace._conv_input_grad_packed.default
-_conv_weight_grad_packed: Callable[..., Tensor] = _namespace._conv_weight_grad_packed.default
+
+
+def _packed_op(name: str) -> Callable[..., Any]:
+    """The op without the Python around it, where torch has it by this name."""
+    overload = getattr(_namespace, f"_{name}_packed").default
+    return getattr(overload, "_op", overload)  # type: ignore[no-any-return]
+
+
+_conv_packed: Callable[..., Tensor] = _packed_op("conv")
+_conv_input_grad_packed: Callable[..., Tensor] = _packed_op("conv_input_grad")
+_conv_weight_grad_packed: Callable[..., Tensor] = _packed_op("conv_weight_grad")
+_conv_backward_packed: Callable[..., tuple[Tensor, Tensor]] = _packed_op("conv_backward")
 
 # A guard around the call would cost a microsecond. So the packed ops record no gradient, and refuse grad mode.
 _library = torch.library.Library(NAMESPACE, "IMPL")
-for _name in ("conv", "conv_input_grad", "conv_weight_grad"):
+for _name in ("conv", "conv_input_grad", "conv_weight_grad", "conv_backward"):
     _library.impl(f"_{_name}_packed", torch.library.fallthrough_kernel, "Autograd")
 
 _below_autograd: Callable[[], Any] = torch._C._AutoDispatchBelowAutograd
@@ -56,20 +68,10 @@ def _announce_shardings(operands: tuple[Any, ...]) -> None:
 def call(op: Callable[..., Tensor], *arguments: Any) -> Tensor:
     """The public op without its Autograd kernel. Dynamo does not trace the guard: its graph holds the op itself."""
     _announce_shardings(arguments[:2])
-    if torch.compiler.is_dynamo_compiling():
+    if is_dynamo_compiling():
         return op(*arguments)
     with _below_autograd():
         return op(*arguments)
-
-
-def _unseen(first: Tensor, second: Tensor) -> bool:
-    """Whether nothing would notice which op is called. Dynamo knows of no mode, so it has to be asked for first."""
-    return not torch.compiler.is_dynamo_compiling() and (
-        type(first) in _PLAIN
-        and type(second) in _PLAIN
-        and not (_dispatch_modes() or _function_modes() or _profiling() or _includes_key(_PRE_DISPATCH))
-        and _tracing() is None
-    )
 
 
 def _pack(per_axis: tuple[Any, ...]) -> int | None:
@@ -93,7 +95,7 @@ def _packed(sizes: tuple[int, ...] | None, window: tuple[Any, ...]) -> tuple[int
     return None if None in packed else tuple(packed)  # type: ignore[arg-type]
 
 
-def _run(op: Callable[..., Tensor], *arguments: Any) -> Tensor:
+def _run(op: Callable[..., R], *arguments: Any) -> R:
     """A packed op, on operands of which nobody wants a gradient here."""
     if not _grad_enabled():
         return op(*arguments)
@@ -105,7 +107,17 @@ def _run(op: Callable[..., Tensor], *arguments: Any) -> Tensor:
 
 
 def _packed_if_unseen(first: Tensor, second: Tensor, sizes: Any, window: tuple[Any, ...]) -> tuple[int, ...] | None:
-    if not _unseen(first, second):
+    """The arguments of a packed op, if nothing would notice that it is called and they fit."""
+    if (
+        is_dynamo_compiling()  # asked for first: Dynamo knows of no mode
+        or type(first) not in _PLAIN
+        or type(second) not in _PLAIN
+        or _dispatch_modes()
+        or _function_modes()
+        or _profiling()
+        or _includes_key(_PRE_DISPATCH)
+        or _tracing() is not None
+    ):
         return None
     try:
         return _packed(sizes, window)
@@ -142,6 +154,21 @@ def conv_weight_grad(grad_output: Tensor, input: Tensor, kernel_size: Any, *wind
         except NotImplementedError:
             pass
     return call(_ops.conv_weight_grad, grad_output, input, kernel_size, *window)
+
+
+def conv_backward(
+    grad_output: Tensor, input: Tensor, weight: Tensor, window: tuple[Any, ...]
+) -> tuple[Tensor, Tensor] | None:
+    """conv_input_grad and conv_weight_grad in one call, where a packed op may do that."""
+    if type(grad_output) not in _PLAIN:
+        return None
+    packed = _packed_if_unseen(input, weight, None, window)
+    if packed is not None:
+        try:
+            return _run(_conv_backward_packed, grad_output, input, weight, *packed)
+        except NotImplementedError:
+            pass
+    return None
 
 
 def im2col(*arguments: Any) -> Tensor:

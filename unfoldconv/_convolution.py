@@ -12,9 +12,9 @@ from ._geometry import (
     IntOrTuple,
     Padding,
     as_int,
+    plain_window,
     transposed_output_size,
     transposed_window_of,
-    uniform_window,
     window_of,
 )
 
@@ -30,7 +30,7 @@ def _conv(
     groups: int,
 ) -> Tensor:
     input, weight, bias, unbatched = _operands(rank, input, weight, bias)
-    window = uniform_window(rank, stride, padding, dilation)
+    window = plain_window(rank, stride, padding, dilation)
     if window is None:
         window = window_of(input.shape[2:], weight.shape[2:], stride, padding, dilation)
     if type(groups) is not int:
@@ -44,7 +44,8 @@ def _operands(
 ) -> tuple[Tensor, Tensor, Tensor | None, bool]:
     """The operands with a batch and in the dtype of torch.autocast, and whether there was no batch."""
     input, unbatched = batched("input", input, rank + 2)
-    check_tensor("weight", weight)
+    if not isinstance(weight, Tensor):
+        check_tensor("weight", weight)
     if bias is not None:
         check_tensor("bias", bias)
     if weight.dim() != rank + 2:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import NamedTuple, TypeAlias, TypeGuard
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
 Sizes: TypeAlias = tuple[int, ...]
 IntOrTuple: TypeAlias = int | Sequence[int]
@@ -221,23 +222,6 @@ def _named_padding(padding: str) -> str:
     return padding
 
 
-def _uniform_window(rank: int, stride: int, padding: int, dilation: int) -> Window:
-    both = (padding,) * rank
-    return Window((stride,) * rank, both, both, (dilation,) * rank)
-
-
-_known_uniform_window = functools.lru_cache(maxsize=1024)(_uniform_window)
-
-
-def uniform_window(rank: int, stride: object, padding: object, dilation: object) -> Window | None:
-    """The window of plain numbers, what most calls are made with, in a fraction of `window_of`'s time; else None."""
-    if type(stride) is type(padding) is type(dilation) is int and padding >= 0:
-        if torch.compiler.is_dynamo_compiling():  # Dynamo warns of caches
-            return _uniform_window(rank, stride, padding, dilation)
-        return _known_uniform_window(rank, stride, padding, dilation)
-    return None
-
-
 def window_of(
     size: Sequence[int], kernel_size: Sizes, stride: IntOrTuple, padding: Padding, dilation: IntOrTuple
 ) -> Window:
@@ -263,6 +247,23 @@ def window_of(
         totals.append(total if span >= step else max(total, 0))
     lows = tuple([total // 2 for total in totals])
     return Window(strides, lows, tuple([total - low for total, low in zip(totals, lows, strict=True)]), dilations)
+
+
+def _plain_window(rank: int, stride: IntOrTuple, padding: Padding, dilation: IntOrTuple) -> Window:
+    return window_of((), (1,) * rank, stride, padding, dilation)
+
+
+_known_plain_window = functools.lru_cache(maxsize=1024)(_plain_window)
+
+
+def plain_window(rank: int, stride: object, padding: object, dilation: object) -> Window | None:
+    """The window of ints and tuples of ints, as in most calls, in a fraction of `window_of`'s time; else None."""
+    for value in (stride, padding, dilation):  # a cache takes True for 1
+        if type(value) is not int and not (type(value) is tuple and _are_ints(value)):
+            return None
+    if is_dynamo_compiling():  # Dynamo warns of caches
+        return _plain_window(rank, stride, padding, dilation)  # type: ignore[arg-type]
+    return _known_plain_window(rank, stride, padding, dilation)
 
 
 def transposed_window_of(

@@ -244,7 +244,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
             : "channels adjoin in memory: patches are read where they lie");
     return true;
   }
-  const Tensor shared = allocate_bytes(shared_count.bytes(), problem.like);
+  const Scratch shared(shared_count.bytes(), problem.like);
   Carver shared_carver(shared);
   const auto [packed, bias, tap_list, row_offsets] = carve_shared(shared_carver);
   if (plan.dots)

@@ -97,7 +97,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                    "few channels: rows of the image are brought into lines, which all taps read");
     return true;
   }
-  const Tensor shared = allocate_bytes(shared_count.bytes(), problem.like);
+  const Scratch shared(shared_count.bytes(), problem.like);
   Carver shared_carver(shared);
   const auto [packed, bias, tap_list, line_taps] = carve_shared(shared_carver);
   pack_weight<Terms, Rank>(problem, tiles.rows, packed);

@@ -169,7 +169,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                    "positions fill the vectors, read from planes with borders, because there are few rows of weights");
     return true;
   }
-  const Tensor shared = allocate_bytes(shared_count.bytes(), problem.like);
+  const Scratch shared(shared_count.bytes(), problem.like);
   Carver carver(shared);
   const auto [packed, bias, weight_offsets] = carve_shared(carver);
   list_offsets<Rank>(g.kernel, weight.layout.axis_stride, weight_offsets);

@@ -180,7 +180,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
         "positions fill the vectors, because channels do not adjoin in memory, or are few, or positions are");
     return true;
   }
-  const Tensor shared = allocate_bytes(shared_count.bytes(), problem.like);
+  const Scratch shared(shared_count.bytes(), problem.like);
   Carver carver(shared);
   const auto [packed, bias, tap_list, weight_offsets] = carve_shared(carver);
   list_offsets<Rank>(geometry.kernel, problem.weights[0].layout.axis_stride, weight_offsets);

@@ -151,7 +151,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                    "short sums over channels that adjoin in memory: rows of patches are multiplied where they lie");
     return true;
   }
-  const Tensor shared = allocate_bytes(shared_count.bytes(), problem.like);
+  const Scratch shared(shared_count.bytes(), problem.like);
   Carver shared_carver(shared);
   const auto [packed, bias, tap_list] = carve_shared(shared_carver);
   for (int64_t group = 0; group < groups; ++group)

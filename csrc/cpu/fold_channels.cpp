@@ -144,7 +144,7 @@ bool run(const Terms& terms, const InputGrad<Rank>& problem) {
                    shared_count.bytes(), "few channels that adjoin in memory: windows of all phases are added up");
     return true;
   }
-  const Tensor shared = allocate_bytes(shared_count.bytes(), problem.like);
+  const Scratch shared(shared_count.bytes(), problem.like);
   Carver shared_carver(shared);
   const auto [packed, start] = carve_shared(shared_carver);
   pack_weight<Terms, Rank>(problem, plan, packed);

@@ -102,7 +102,7 @@ bool run(const Terms& terms, const InputGrad<Rank>& problem) {
                    shared_count.bytes(), "few channels: one product for all taps, whose windows are added up");
     return true;
   }
-  const Tensor shared = allocate_bytes(shared_count.bytes(), problem.like);
+  const Scratch shared(shared_count.bytes(), problem.like);
   Carver shared_carver(shared);
   const auto [packed, weight, bias] = carve_shared(shared_carver);
   for (int64_t column = 0; column < columns; ++column) {

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <optional>
 
 #include "../allocation.h"
 
@@ -22,11 +23,33 @@ constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit -
 // Memory from torch's allocator, at any alignment of it.
 inline Tensor allocate_bytes(int64_t bytes, const Tensor& like) { return empty_bytes(bytes + kAlignment, like); }
 
+// Memory for as long as it is in scope. A little of it is there already: to get it from the allocator takes longer than
+// a small problem does.
+class Scratch {
+ public:
+  Scratch(int64_t bytes, const Tensor& like) {
+    if (bytes > static_cast<int64_t>(sizeof(near_))) far_ = allocate_bytes(bytes, like);
+  }
+  Scratch(const Scratch&) = delete;
+  Scratch& operator=(const Scratch&) = delete;
+  void* data_ptr() const { return far_ ? far_->data_ptr() : const_cast<char*>(near_); }
+
+ private:
+#ifdef __SANITIZE_ADDRESS__
+  static constexpr int64_t kNearBytes = kAlignment;  // what is read or written beyond its end would be in here
+#else
+  static constexpr int64_t kNearBytes = 8 * 1024;
+#endif
+  alignas(kAlignment) char near_[kNearBytes];
+  std::optional<Tensor> far_;
+};
+
 // Hands out aligned parts of one allocation. A carver of nothing counts how much they take.
 class Carver {
  public:
   Carver() = default;
-  explicit Carver(const Tensor& memory)
+  template <class Memory>
+  explicit Carver(const Memory& memory)
       : next_(reinterpret_cast<char*>(round_up(reinterpret_cast<intptr_t>(memory.data_ptr()), kAlignment))) {}
 
   template <class T>
@@ -52,7 +75,7 @@ void run_tasks(int64_t tasks, bool serial, const Tensor& like, const Carve& carv
   const auto run = [&](int64_t, int64_t) {
     Carver count;
     carve(count);
-    const Tensor memory = allocate_bytes(count.bytes(), like);
+    const Scratch memory(count.bytes(), like);
     Carver carver(memory);
     const auto buffers = carve(carver);
     for (int64_t task = next++; task < tasks; task = next++) body(task, buffers);

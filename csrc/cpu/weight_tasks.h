@@ -153,7 +153,7 @@ bool run_weight_tasks(const Terms& terms, const WeightSums<Rank>& problem, const
     report->engine(engine, terms.tile_name(panel_lanes), tasks, count.bytes(), shared_count.bytes(), why);
     return true;
   }
-  const Tensor shared = allocate_bytes(shared_count.bytes(), problem.grad_weight);
+  const Scratch shared(shared_count.bytes(), problem.grad_weight);
   Carver shared_carver(shared);
   const auto memory = carve_shared(shared_carver);
   list_taps<Rank>(problem.geometry, problem.image.layout.axis_stride, memory.first);
