@@ -17,8 +17,8 @@ namespace {
 constexpr int64_t kFewChannels = 7, kMostChannels = 256;
 constexpr int64_t kLeastPositions = 12, kLongRow = 64;
 constexpr int64_t kLeastDotTerms = 24;  // of a strip; shorter ones leave too many lanes empty
-// Sums of several blocks are the tiles' where these are wide: one that is narrow spends its time on runs.
-constexpr int64_t kLongSumVectors = 2;
+// Sums of several blocks are left to tiles, which take a chunk of them at a time, unless the weight stays in cache.
+constexpr int64_t kLongSumBytes = 128 * 1024;
 constexpr int64_t kMostPositions = 256;  // of a row that are computed at a time
 // Where tiles multiply many terms at a time, longer sums are theirs.
 constexpr int64_t kShortSum = 64;
@@ -153,7 +153,8 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
     if (geometry.positions[Rank - 1] < kLeastPositions || geometry.tap_numel() == 1) return false;
   } else {
     if (geometry.positions[Rank - 1] < (channels > kFewChannels ? kLongRow : kLeastPositions)) return false;
-    if (long_sum && (rows > kLongSumVectors * tiles.lanes || geometry.tap_numel() == 1)) return false;
+    const int64_t weight_bytes = term_count * round_up(rows, tiles.lanes) * static_cast<int64_t>(sizeof(T));
+    if (long_sum && (weight_bytes > kLongSumBytes || geometry.tap_numel() == 1)) return false;
     if (terms.tiles.depth > 1 && (channels > kFewChannels || term_count > kShortSum)) return false;
   }
   const int64_t padded_rows = dots ? rows : round_up(rows, tiles.lanes);
@@ -162,8 +163,10 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const int64_t panel_rows = ceil_div(vectors, panels) * tiles.lanes;
 
   const auto carve = [&](Carver& carver) {
-    return Buffers<Terms>{carver.take<Element>(strips * image_rows.numel), carver.take<LineCache::Slot>(strips),
-                          carver.take<int64_t>(strips), carver.take<const Element*>(strips),
+    return Buffers<Terms>{carver.take<Element>(strips * image_rows.numel),
+                          carver.take<LineCache::Slot>(strips),
+                          carver.take<int64_t>(strips),
+                          carver.take<const Element*>(strips),
                           carver.take<Run<T>>(dots ? strips : 0),
                           carver.take<const T*>(dots ? strips * image_rows.piece : 0),
                           carver.take<Sum>(dots ? image_rows.piece * rows : 0)};
@@ -174,8 +177,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
 
   const auto carve_shared = [&](Carver& carver) {
     return std::make_tuple(carver.take<T>(groups * term_count * padded_rows + 1),  // pack.line fills up the last Pair
-                           carver.take<Sum>(groups * padded_rows),
-                           carver.take<Tap<Rank>>(geometry.tap_numel()));
+                           carver.take<Sum>(groups * padded_rows), carver.take<Tap<Rank>>(geometry.tap_numel()));
   };
   Carver shared_count;
   carve_shared(shared_count);
@@ -223,11 +225,12 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
         for (int64_t i = 0; i < strips; ++i) {
           if (buffers.strip[i] == nullptr) continue;
           const T** const run_rows = buffers.run_rows + i * image_rows.piece;
-          for (int64_t j = 0; j < piece.length; ++j) run_rows[j] = reinterpret_cast<const T*>(buffers.strip[i] + j * step);
+          for (int64_t j = 0; j < piece.length; ++j)
+            run_rows[j] = reinterpret_cast<const T*>(buffers.strip[i] + j * step);
           *next++ = {run_rows, i * strip_terms, strip_terms, false};
         }
-        terms.dots(rows)({buffers.runs, next - buffers.runs, 0, packed + group * rows * term_count, 1, term_count, buffers.sums, rows,
-                          Start::lane_bias, bias + group * rows},
+        terms.dots(rows)({buffers.runs, next - buffers.runs, 0, packed + group * rows * term_count, 1, term_count,
+                          buffers.sums, rows, Start::lane_bias, bias + group * rows},
                          static_cast<int>(piece.length));
         if (to_step == rows)
           terms.pack.store(buffers.sums, to, 1, piece.length * rows);
@@ -238,9 +241,9 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
       }
       for (int64_t row = 0; row < rows; row += panel_rows) {
         const int64_t width = std::min(panel_rows, padded_rows - row), panel = group * padded_rows + row;
-        tiles.tile[width / tiles.lanes - 1](
-            {buffers.strip, strips, length, step, packed + panel * term_count, bias + panel, to + row, to_step,
-             piece.length, static_cast<int>(std::min(width, rows - row))});
+        tiles.tile[width / tiles.lanes - 1]({buffers.strip, strips, length, step, packed + panel * term_count,
+                                             bias + panel, to + row, to_step, piece.length,
+                                             static_cast<int>(std::min(width, rows - row))});
       }
     }
   });

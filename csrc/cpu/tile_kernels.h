@@ -101,6 +101,9 @@ struct Tiles {
   void (*leave)();
   Tile<T> tile[kTileVectors][kMostTileRows<T>];  // by vectors and rows, each less one
   Dots<T> dots[kDotColumns];                     // by columns less one; null where there are none
+  // A taller tile of one vector, for so few lanes that the sums of the others wait for each other; or null.
+  Tile<T> tall = nullptr;
+  int tall_rows = 0;
 };
 
 // The same where each term has its lanes anywhere in memory, for all rows of a tile:
