@@ -17,7 +17,8 @@ namespace {
 constexpr int64_t kFewChannels = 7, kMostChannels = 256;
 constexpr int64_t kLeastPositions = 12, kLongRow = 64;
 constexpr int64_t kLeastDotTerms = 24;  // of a strip; shorter ones leave too many lanes empty
-// Sums of several blocks are left to tiles, which take a chunk of them at a time, unless the weight stays in cache.
+// Sums of several blocks are left to tiles, which take a chunk of them at a time, unless the weight stays in cache; and
+// those of one channel to lines.
 constexpr int64_t kLongSumBytes = 128 * 1024;
 constexpr int64_t kMostPositions = 256;  // of a row that are computed at a time
 // Where tiles multiply many terms at a time, longer sums are theirs.
@@ -154,7 +155,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   } else {
     if (geometry.positions[Rank - 1] < (channels > kFewChannels ? kLongRow : kLeastPositions)) return false;
     const int64_t weight_bytes = term_count * round_up(rows, tiles.lanes) * static_cast<int64_t>(sizeof(T));
-    if (long_sum && (weight_bytes > kLongSumBytes || geometry.tap_numel() == 1)) return false;
+    if (long_sum && (weight_bytes > kLongSumBytes || geometry.tap_numel() == 1 || channels == 1)) return false;
     if (terms.tiles.depth > 1 && (channels > kFewChannels || term_count > kShortSum)) return false;
   }
   const int64_t padded_rows = dots ? rows : round_up(rows, tiles.lanes);
