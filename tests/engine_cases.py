@@ -77,6 +77,21 @@ _PLANES: dict[str, dict[str, Any]] = {
     | {"stride": (4, 4), "padding": ((1, 0), (5, 3))},
     "strips_of_many_channels": {"in_channels": 31, "out_channels": 20, "input_size": (2, 70), "kernel_size": (1, 2)},
     "strips_of_groups": _grouped(2, 3, 9, input_size=(4, 17), kernel_size=(2, 3)),
+    # Sums of more than one block, whose end lies within a strip, of even and of odd length; half a tile left over.
+    "long_strips": {"in_channels": 60, "out_channels": 7, "input_size": (4, 70), **_SQUARE, "bias": True},
+    "long_odd_strips": {"in_channels": 61, "out_channels": 19, "input_size": (3, 77), **_SQUARE, "bias": True},
+    # Few rows of weights, or of the gradient, by dot products; in two pieces, apart, in a result with gaps.
+    "strips_of_few_rows": {"in_channels": 10, "out_channels": 3, "input_size": (5, 20), **_SQUARE, "bias": True},
+    "strips_of_two_rows": {"in_channels": 8, "out_channels": 2, "input_size": (3, 640), "kernel_size": (2, 4)}
+    | {"stride": (1, 2), "padding": ((1, 1), (2, 0))},
+    "strips_of_one_row": {"in_channels": 1, "out_channels": 16, "input_size": (6, 30), **_SQUARE},
+    "strips_of_one_row_apart": {"in_channels": 1, "out_channels": 16, "input_size": (9, 61), **_SQUARE}
+    | {"stride": (2, 2)},
+    # Lines of neighbouring taps turned together, inside the image and at its border; patches of a taller tile.
+    "lines_of_patches": {"in_channels": 3, "out_channels": 20, "input_size": (8, 48), "kernel_size": (4, 4)}
+    | {"stride": (4, 4)},
+    "lines_of_shared_taps": {"in_channels": 3, "out_channels": 9, "input_size": (5, 61), "kernel_size": (3, 5)}
+    | {"stride": (1, 2)},
     # Few rows of the gradient, whose windows overlap by one chunk and by more, in two pieces; taps that reach no row.
     "folded": {"in_channels": 2, "out_channels": 24, "input_size": (9, 20), "kernel_size": (3, 5), "stride": (2, 2)},
     "folded_in_two_pieces": {"in_channels": 3, "out_channels": 7, "input_size": (4, 1100), **_SQUARE, "stride": (1, 2)},
@@ -168,6 +183,7 @@ _VOLUMES: dict[str, dict[str, Any]] = {
     "folded": {"in_channels": 2, "out_channels": 9, "input_size": (5, 4, 60), **_SQUARE, "stride": (2, 1, 2)},
     "planes": {"in_channels": 40, "out_channels": 32, "input_size": (4, 12, 20), **_SQUARE, "stride": (2, 1, 1)},
     "strips": {"in_channels": 2, "out_channels": 9, "input_size": (3, 4, 26), **_SQUARE, "stride": (1, 2, 2)},
+    "long_strips": {"batch": 1, "in_channels": 12, "out_channels": 12, "input_size": (3, 3, 66), **_SQUARE},
     "depthwise": _depthwise(9, input_size=(3, 4, 5), bias=True),
     "groups_4": _grouped(3, 4, 4, **_SQUARE, input_size=(3, 4, 5), stride=(1, 2, 1)),
 }

@@ -30,7 +30,13 @@ struct Terms {
   std::string tile_name(int64_t width) const { return std::to_string(tiles.rows) + "x" + std::to_string(width); }
   // One tile; the thread holds a TileScope.
   void multiply(int64_t width, int64_t rows, const TileArguments<T>& arguments) const {
-    tiles.tile[width / tiles.lanes - 1][rows - 1](arguments, static_cast<int>(rows));
+    const Tile<T> tile = rows > tiles.rows ? tiles.tall : tiles.tile[width / tiles.lanes - 1][rows - 1];
+    tile(arguments, static_cast<int>(rows));
+  }
+  // Rows of the next tile of that width where so many are left.
+  int64_t tile_rows(int64_t width, int64_t left) const {
+    if (tiles.tall != nullptr && width == tiles.lanes && left >= tiles.tall_rows) return tiles.tall_rows;
+    return std::min<int64_t>(tiles.rows, left);
   }
   Dots<T> dots(int64_t columns) const { return tiles.dots[columns - 1]; }
 };

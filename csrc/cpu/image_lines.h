@@ -128,7 +128,15 @@ struct LinePlan : RowPieces<Rank> {
     using T = typename Terms::T;
     const int64_t stride = geometry.stride[last], element = image.axis_stride[last], channel = image.stride[2];
     const int64_t length = piece.length + reach;
-    for (int64_t line = 0; line < lines; ++line) {
+    // Of a pixel whose channels are all here and adjoin, the next pixel is more channels, as the next line is.
+    const int64_t corner = piece.index[last] * stride - geometry.padding_low[last];
+    const bool inside = corner >= 0 && corner + (length - 1) * stride + lines <= geometry.image[last];
+    const bool together =
+        lines > 1 && geometry.dilation[last] == 1 && inside && channel == 1 && element == channels && count == channels;
+    if (together)
+      terms.pack.turn(row + corner * element, stride * element, lines * channels, length, reinterpret_cast<T*>(to),
+                      pitch);
+    for (int64_t line = 0; line < (together ? 0 : lines); ++line) {
       const int64_t first = piece.index[last] * stride + line * geometry.dilation[last] - geometry.padding_low[last];
       const int64_t begin = std::clamp<int64_t>(ceil_div(-first, stride), 0, length);
       const int64_t end = std::clamp<int64_t>(ceil_div(geometry.image[last] - first, stride), begin, length);

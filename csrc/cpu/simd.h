@@ -209,11 +209,16 @@ UNFOLDCONV_INLINE Vector<float> widen(const BFloat16* from) {
   return (Vector<float>)(extend(bits) << 16);
 }
 UNFOLDCONV_INLINE void narrow(Vector<float> value, BFloat16* to) {
+#ifdef UNFOLDCONV_BF16_PRODUCTS
+  // Like the products, this takes denormals for 0.
+  const __m256bh result = _mm512_cvtneps_pbh((__m512)value);
+#else
   const auto bits = (Vector<uint32_t>)value;
   const Vector<uint32_t> rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
   // A NaN stays one: its payload may be rounded away.
   const auto is_nan = (Vector<uint32_t>)(value != value);
   const Halves result = truncate((rounded & ~is_nan) | (is_nan & 0x7fc0));
+#endif
   __builtin_memcpy(to, &result, sizeof result);
 }
 UNFOLDCONV_INLINE Vector<float> widen(const Half* from) {

@@ -6,7 +6,7 @@ namespace {
 
 // As many accumulators as registers allow, beside one row of b and one broadcast element.
 constexpr int kMostVectors = kVectorBytes == 64 ? 4 : 2;
-constexpr int kTileRows = 6;
+constexpr int kTileRows = 6, kTallTileRows = 9;
 
 template <class T>
 UNFOLDCONV_INLINE Vector<T> multiply_add(T a, Vector<T> b, Vector<T> sum) {
@@ -23,10 +23,10 @@ UNFOLDCONV_INLINE Vector<float> multiply_add(Pair a, Vector<uint32_t> b, Vector<
 template <class Sum, int Rows, int Vectors>
 UNFOLDCONV_INLINE void flush(Vector<Sum> (&sum)[Rows][Vectors], Start start, const Sum* bias, Sum* c, int64_t c_step) {
   constexpr int lanes = kLanes<Sum>;
-#define UNFOLDCONV_FLUSH(VALUE)                                                                                      \
-  _Pragma("GCC unroll 8") for (int i = 0; i < Rows; ++i) _Pragma("GCC unroll 8") for (int j = 0; j < Vectors; ++j) { \
-    store(c + i * c_step + j * lanes, VALUE + sum[i][j]);                                                            \
-    sum[i][j] = Vector<Sum>{};                                                                                       \
+#define UNFOLDCONV_FLUSH(VALUE)                                                                                       \
+  _Pragma("GCC unroll 16") for (int i = 0; i < Rows; ++i) _Pragma("GCC unroll 8") for (int j = 0; j < Vectors; ++j) { \
+    store(c + i * c_step + j * lanes, VALUE + sum[i][j]);                                                             \
+    sum[i][j] = Vector<Sum>{};                                                                                        \
   }
   switch (start) {
     case Start::zero: UNFOLDCONV_FLUSH(Vector<Sum>{}) break;
@@ -47,7 +47,7 @@ void tile(const TileArguments<T>& arguments, int /*rows*/) {
   const int64_t b_step = arguments.b_step;
   for (const Run<T>*run = arguments.runs, *end = run + arguments.run_count; run != end; ++run) {
     const T* a[Rows];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) a[i] = run->a[arguments.first_row + i] + arguments.a_offset;
     const T* b = arguments.b + run->b * arguments.b_unit;
     for (int64_t k = 0; k < run->length;) {
@@ -56,7 +56,7 @@ void tile(const TileArguments<T>& arguments, int /*rows*/) {
         decltype(load_row(b)) row[Vectors];
 #pragma GCC unroll 8
         for (int j = 0; j < Vectors; ++j) row[j] = load_row(b + j * lanes);
-#pragma GCC unroll 8
+#pragma GCC unroll 16
         for (int i = 0; i < Rows; ++i)
 #pragma GCC unroll 8
           for (int j = 0; j < Vectors; ++j) sum[i][j] = multiply_add(a[i][k], row[j], sum[i][j]);
@@ -82,7 +82,9 @@ constexpr Tiles<T> tiles() {
                   nullptr,
                   nullptr,
                   {},
-                  {dots<T, 1>, dots<T, 2>, dots<T, 3>, dots<T, 4>}};
+                  {dots<T, 1>, dots<T, 2>, dots<T, 3>, dots<T, 4>},
+                  tile<T, kTallTileRows, 1>,
+                  kTallTileRows};
 #define UNFOLDCONV_TILES(VECTORS)                                                          \
   if constexpr (VECTORS <= kMostVectors) {                                                 \
     const Tile<T> row[] = {tile<T, 1, VECTORS>, tile<T, 2, VECTORS>, tile<T, 3, VECTORS>,  \

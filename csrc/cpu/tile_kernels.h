@@ -101,6 +101,9 @@ struct Tiles {
   void (*leave)();
   Tile<T> tile[kTileVectors][kMostTileRows<T>];  // by vectors and rows, each less one
   Dots<T> dots[kDotColumns];                     // by columns less one; null where there are none
+  // A taller tile of one vector, for so few lanes that the sums of the others wait for each other; or null.
+  Tile<T> tall = nullptr;
+  int tall_rows = 0;
 };
 
 // The same where each term has its lanes anywhere in memory, for all rows of a tile:
@@ -133,7 +136,8 @@ struct LineTiles {
 //   to[i * to_step + j] = bias[j] + sum over strips s and k < length of strip[s][i * step + k] * b[s, k][j]
 //
 // for i < count and j < lanes. The terms of a strip are rows of b, a vector or more wide; of Pairs, the last of an odd
-// number of elements is filled up by 0. The whole is one block of a sum.
+// number of elements is filled up by 0, and one element beyond a strip may be read. A strip that is
+// null is all 0. A block of the sum ends after each kBlockTerms terms.
 template <class T>
 struct ElementOf {
   using type = T;

@@ -225,8 +225,8 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
         for (int64_t list = 0; list < plan.run_lists; ++list) {
           arguments.runs = buffers.runs + list * most_runs;
           arguments.run_count = buffers.run_count[list];
-          for (int64_t patch = 0; patch < list_patches; patch += terms.tiles.rows) {
-            const int64_t rows = std::min<int64_t>(terms.tiles.rows, list_patches - patch);
+          for (int64_t patch = 0, rows; patch < list_patches; patch += rows) {
+            rows = terms.tile_rows(width, list_patches - patch);
             arguments.first_row = patch;
             terms.multiply(width, rows, arguments);
             arguments.c += rows * width;
