@@ -27,6 +27,8 @@ bool correlate_positions(const Correlation<3>& problem);
 // less time than to pack it does where positions are few. Both give the same bits then, so it may depend on the batch.
 bool few_positions(const Correlation<3>& problem);
 
+bool correlate_turned(const Correlation<3>& problem);
+
 bool correlate_channels(const Correlation<3>& problem);
 
 bool correlate_lines(const Correlation<3>& problem);
