@@ -10,19 +10,12 @@
 // NaN.
 #include "../workspace.h"
 #include "correlation.h"
-#include "panel_cut.h"
 #include "positions.h"
+#include "turned_plan.h"
 #include "turned_rows.h"
 
 namespace unfoldconv::cpu {
 namespace {
-
-constexpr int64_t kSumTerms = 640;    // of a chunk
-constexpr int64_t kGatherTerms = 16;  // of each tap at a time, so that rows of the image stay in the first-level cache
-constexpr int64_t kTurnedRows = 48;   // at a time
-constexpr int64_t kMostPanels = 8;    // of a task: more hide no more of the turning
-constexpr double kTurnVectors = 1.5;  // to turn a row takes as long as to multiply so many vectors by it
-constexpr int64_t kRowParts[] = {1, 2, 3, 4, 6, 8, 12, 16};
 
 // Lines of memory that are to be in cache soon: of so many channels, and of how many of them at a time.
 struct Ahead {
@@ -57,16 +50,6 @@ struct Buffers {
   const T** run_rows;           // of each run, [rows of a tile]
 };
 
-// How a problem is cut up. Where a sum is cut depends neither on the batch nor on the number of threads.
-struct Plan {
-  int64_t taps, tap_terms, chunk, chunks;  // terms of a tap, and how many of these are a chunk
-  int64_t block_lanes, blocks;             // positions of a task
-  int64_t panel_lanes, panels;             // of a block
-  int64_t task_rows, row_parts;
-  int64_t turned_rows, pitch;  // rows at a time, and terms from one of their lines to the next
-  int64_t tap_pieces;          // at most, of one tap
-};
-
 template <class Terms>
 class TurnedCorrelation {
   using T = typename Terms::T;
@@ -82,7 +65,15 @@ class TurnedCorrelation {
 
   // Returns false, having done nothing, where a task does not fit into the limit of memory.
   bool run() {
-    if (!find_plan()) return false;
+    const auto fits = [&](const TurnedPlan& plan) {
+      plan_ = plan;
+      Carver needed;
+      buffers(needed);
+      return needed.bytes() <= workspace_limit().cpu;
+    };
+    const std::optional<TurnedPlan> plan = turned_plan(terms_, problem_, fits);
+    if (!plan) return false;
+    plan_ = *plan;
     const auto carve = [&](Carver& carver) { return buffers(carver); };
     Carver count;
     carve(count);
@@ -111,62 +102,8 @@ class TurnedCorrelation {
   }
 
  private:
-  bool find_plan() {
-    Plan& p = plan_;
-    p.taps = problem_.geometry.tap_numel();
-    p.tap_terms = Terms::count(problem_.channels());
-    // Whole blocks of the micro-kernel, where a chunk has room for them at every tap.
-    const int64_t most = kSumTerms / p.taps, unit = most < kBlockTerms<float> ? kGatherTerms : kBlockTerms<float>;
-    p.chunk = std::min(p.tap_terms, std::max(unit, most / unit * unit));
-    p.chunks = ceil_div(p.tap_terms, p.chunk);
-    p.turned_rows = std::min(round_up(kTurnedRows, tile_rows_), round_up(problem_.rows(), tile_rows_));
-    p.pitch = line_pitch(p.chunk * sizeof(T)) / static_cast<int64_t>(sizeof(T));
-    p.tap_pieces = most_pieces<3>(terms_.most_lanes(), problem_.geometry.positions) + kTileVectors;
-    // Whether it can be done must not depend on the batch, and then some cut below fits as well.
-    const int64_t tiles = ceil_div(problem_.rows(), tile_rows_);
-    const auto fits = [&](int64_t panels, int64_t panel_lanes, int64_t parts) {
-      p.panels = panels;
-      p.panel_lanes = panel_lanes;
-      p.task_rows = std::max<int64_t>(1, ceil_div(tiles, parts)) * tile_rows_;
-      Carver count;
-      buffers(count);
-      return count.bytes() <= workspace_limit().cpu;
-    };
-    if (!fits(1, terms_.most_lanes(), std::end(kRowParts)[-1])) return false;
-    cut(tiles, fits);
-    return true;
-  }
-
-  // No result depends on the cut, so it may follow the number of threads.
-  template <class Fits>
-  void cut(int64_t tiles, const Fits& fits) {
-    const int64_t threads = torch::stable::get_num_threads(),
-                  vectors = ceil_div(positions_, int64_t{terms_.tiles.lanes});
-    Plan best{};
-    double least = 0;
-    for (int64_t most_panels = 1; most_panels <= kMostPanels; ++most_panels) {
-      const int64_t least_blocks = ceil_div(vectors, most_panels * terms_.tiles.vectors);
-      for (const int64_t blocks : {least_blocks, round_up(least_blocks, threads)})
-        for (const int64_t parts : kRowParts) {
-          const int64_t of_block = std::max<int64_t>(1, ceil_div(vectors, std::max<int64_t>(1, blocks)));
-          const int64_t panels = ceil_div(of_block, terms_.tiles.vectors);
-          if (!fits(panels, ceil_div(of_block, panels) * terms_.tiles.lanes, parts)) continue;
-          const auto rows = static_cast<double>(plan_.task_rows);
-          const double task = rows * (of_block + kNarrowing * panels + kTurnVectors) + kGatherRows * of_block;
-          const double time = task * ceil_div(blocks * problem_.groups() * parts, threads);
-          if (least != 0 && time >= least) continue;
-          least = time;
-          best = plan_;
-          best.block_lanes = of_block * terms_.tiles.lanes;
-        }
-    }
-    plan_ = best;
-    plan_.blocks = ceil_div(positions_, plan_.block_lanes);
-    plan_.row_parts = ceil_div(problem_.rows(), plan_.task_rows);
-  }
-
   Buffers<Terms> buffers(Carver& carver) const {
-    const Plan& p = plan_;
+    const TurnedPlan& p = plan_;
     const int64_t panel_taps = p.panels * p.taps;
     return {carver.take<T>(panel_taps * p.chunk * p.panel_lanes),
             carver.take<Sum>(p.panels * p.task_rows * p.panel_lanes),
@@ -335,7 +272,7 @@ class TurnedCorrelation {
   const Terms& terms_;
   const Correlation<3>& problem_;
   const int64_t tile_rows_, positions_;
-  Plan plan_{};
+  TurnedPlan plan_{};
   // What all tasks read.
   Sum* bias_ = nullptr;
   Tap<3>* tap_list_ = nullptr;
@@ -349,7 +286,7 @@ bool correlate_turned(const Correlation<3>& problem) {
   const Planes<3>& weight = problem.weights[0];
   const Geometry<3>& geometry = problem.geometry;
   if (problem.variants() > 1 || problem.image.layout.stride[2] == 1 || weight.layout.stride[2] == 1 ||
-      geometry.tap_numel() == 0 || !rows_of_taps_adjoin<3>(weight.layout, geometry.kernel))
+      geometry.tap_numel() == 0 || !turned_by_rows<3>(weight.layout, geometry.kernel, geometry.position_numel()))
     return false;
   double sums[3];
   std::copy(geometry.positions, geometry.positions + 3, sums);

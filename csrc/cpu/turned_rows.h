@@ -48,10 +48,15 @@ bool rows_and_taps_adjoin(const PlaneLayout<Rank>& layout, const int64_t (&kerne
   return true;
 }
 
-// The same, with the taps of one row as neighbours.
+// Where an image has more positions than that, to turn a weight as a whole takes less than to turn it for every few
+// panels.
+constexpr int64_t kFewPositions = 1024;
+
+// Whether it is turned a few rows at a time, for `positions` of an image. Not by the batch: sums are cut elsewhere
+// then.
 template <int Rank>
-bool rows_of_taps_adjoin(const PlaneLayout<Rank>& layout, const int64_t (&kernel)[Rank]) {
-  return rows_and_taps_adjoin(layout, kernel) &&
+bool turned_by_rows(const PlaneLayout<Rank>& layout, const int64_t (&kernel)[Rank], int64_t positions) {
+  return positions <= kFewPositions && rows_and_taps_adjoin(layout, kernel) &&
          (layout.count[1] == 1 || layout.stride[1] == Geometry<Rank>::product(kernel));
 }
 

@@ -33,7 +33,8 @@ std::optional<TurnedWeight<Rank>> turned_weight(const Planes<Rank>& weight, cons
       !rows_and_taps_adjoin(weight.layout, geometry.kernel))
     return std::nullopt;
   const bool one_phase = std::all_of(geometry.stride, geometry.stride + Rank, [](int64_t s) { return s == 1; });
-  if (one_phase && rows_of_taps_adjoin(weight.layout, geometry.kernel)) return std::nullopt;  // correlate_turned
+  if (one_phase && turned_by_rows(weight.layout, geometry.kernel, Geometry<Rank>::product(geometry.image)))
+    return std::nullopt;
   double sums[Rank];
   for (int axis = 0; axis < Rank; ++axis)
     sums[axis] = static_cast<double>(geometry.image[axis]) / geometry.stride[axis];
