@@ -50,8 +50,8 @@ _PLANES: dict[str, dict[str, Any]] = {
     # Taps that read only padding in some panels of positions, with runs and blocks of every length.
     "missing_taps": {"in_channels": 9, "out_channels": 100, "input_size": (12, 16), **_SQUARE, "dilation": (5, 5)}
     | {"padding": ((5, 5), (5, 5)), "bias": True},
-    # Weights that the gradient turns a few rows at a time: rows and channels left over, panels of several tasks, groups,
-    # few terms of many taps.
+    # Weights that the gradient turns a few rows at a time: rows and channels left over, panels of several tasks,
+    # groups, few terms of many taps.
     "turned": {"in_channels": 70, "out_channels": 200, "input_size": (5, 31), **_SQUARE},
     "turned_for_many_panels": {"in_channels": 7, "out_channels": 98, "input_size": (20, 41), **_SQUARE},
     "turned_as_a_whole": {"in_channels": 7, "out_channels": 98, "input_size": (29, 41), **_SQUARE},
