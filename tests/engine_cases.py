@@ -50,6 +50,14 @@ _PLANES: dict[str, dict[str, Any]] = {
     # Taps that read only padding in some panels of positions, with runs and blocks of every length.
     "missing_taps": {"in_channels": 9, "out_channels": 100, "input_size": (12, 16), **_SQUARE, "dilation": (5, 5)}
     | {"padding": ((5, 5), (5, 5)), "bias": True},
+    # Weights that the gradient turns a few rows at a time: rows and channels left over, panels of several tasks,
+    # groups, few terms of many taps.
+    "turned": {"in_channels": 70, "out_channels": 200, "input_size": (5, 31), **_SQUARE},
+    "turned_for_many_panels": {"in_channels": 7, "out_channels": 98, "input_size": (20, 41), **_SQUARE},
+    "turned_as_a_whole": {"in_channels": 7, "out_channels": 98, "input_size": (29, 41), **_SQUARE},
+    "turned_in_groups": _grouped(2, 9, 104, input_size=(8, 7), **_SQUARE),
+    "turned_under_81_taps": {"in_channels": 8, "out_channels": 100, "input_size": (10, 9), "kernel_size": (9, 9)}
+    | {"padding": ((4, 4), (4, 4))},
     "missing_taps_of_300_channels": {"in_channels": 7, "out_channels": 300, "input_size": (9, 16), **_SQUARE}
     | {"dilation": (4, 1), "padding": ((4, 4), (1, 1))},
     # Planes with borders, read where they lie: bands, chunks of channels, kernel planes beyond the image.
@@ -203,6 +211,7 @@ SHARED_CASES = [
               **(_BIASED | {"padding": ((2, 2), (2, 2))})),
     make_case("missing_taps", 2, batch=7, in_channels=9, out_channels=100, input_size=(12, 16), dilation=(5, 5),
               **(_BIASED | {"padding": ((5, 5), (5, 5))})),
+    make_case("turned", 2, batch=7, in_channels=20, out_channels=200, input_size=(9, 11), **_BIASED),
     make_case("long_sums", 2, batch=7, in_channels=260, out_channels=9, input_size=(5, 4), **_BIASED),
     make_case("many_channels", 2, batch=7, in_channels=1100, out_channels=12, input_size=(3, 3), kernel_size=(1, 1),
               bias=True),

@@ -19,8 +19,7 @@ namespace {
 constexpr int64_t kPanelBytes = 256 << 10;
 // To gather an element of a panel takes as long as to pack so many bytes of a weight.
 constexpr int64_t kGatherBytes = 32;
-constexpr int64_t kGatherTerms = 16;  // of each tap at a time, so that rows of the image stay in the first-level cache
-constexpr int64_t kLinesAhead = 4;    // of each run of the next tile's weights, until hardware fetches ahead by itself
+constexpr int64_t kLinesAhead = 4;  // of each run of the next tile's weights, until hardware fetches ahead by itself
 
 // Where the terms of a run come from.
 struct RunOrigin {

@@ -17,6 +17,7 @@ bool correlate(const Correlation<Rank>& any_rank) {
   if (wanted && may_use(Engine::positions) && few_positions(problem) && correlate_positions(problem)) return true;
   if (wanted && may_use(Engine::channels) && correlate_channels(problem)) return true;
   if (may_use(Engine::positions) && correlate_planes(problem)) return true;
+  if (may_use(Engine::positions) && correlate_turned(problem)) return true;
   return may_use(Engine::positions) && correlate_positions(problem);
 }
 

@@ -4,10 +4,11 @@
 // Two engines share the micro-kernel. One has positions in the lanes of a vector: patches are gathered into a panel
 // [terms, positions] in cache, and weights are broadcast. The other has output channels there: weights are packed as
 // panels [terms, channels] once, and patches are broadcast from where they lie; it wants neighbouring channels to be
-// neighbours in memory (channels_last). The first has two other ways, which gather no panel: for few channels rows of
-// the image as lines (image_lines.h), for few rows of weights planes with borders. The second has one for short sums
-// and few rows: rows of patches as strips of memory. All sum an element of the output in the same order whatever the
-// batch, the position in it, and the number of threads.
+// neighbours in memory (channels_last). The first has three other ways. Two gather no panel: for few channels rows
+// of the image as lines (image_lines.h), for few rows of weights planes with borders. One turns weights whose channels
+// lie far apart (turned_rows.h), a few rows at a time. The second has one for short sums and few rows: rows of patches
+// as strips of memory. All sum an element of the output in the same order whatever the batch, the position in it, and
+// the number of threads.
 #pragma once
 
 #include "../correlation.h"
@@ -26,6 +27,8 @@ bool correlate_positions(const Correlation<3>& problem);
 // Whether channels that adjoin are better left to correlate_positions: it reads the weight where it lies, which takes
 // less time than to pack it does where positions are few. Both give the same bits then, so it may depend on the batch.
 bool few_positions(const Correlation<3>& problem);
+
+bool correlate_turned(const Correlation<3>& problem);
 
 bool correlate_channels(const Correlation<3>& problem);
 

@@ -1,47 +1,11 @@
 #include "turned_weight.h"
 
-#include "weight_rows.h"
-#include "windows.h"
+#include "turned_rows.h"
 
 namespace unfoldconv::cpu {
 namespace {
 
 constexpr int64_t kBlockLines = 64;  // of a task
-
-// A run for each tap pays off where it is long, or where enough of them are left out because they read only padding.
-constexpr int64_t kLongRun = 96;  // terms
-constexpr double kMuchPadding = 0.1;
-
-// How much of what the taps of an input gradient read along all axes but the last is padding.
-template <int Rank>
-double padding_share(const Geometry<Rank>& geometry) {
-  double inside = 1;
-  for (int axis = 0; axis < Rank - 1; ++axis) {
-    const WindowAxis window(geometry, axis);
-    int64_t read = 0;  // positions and taps that read the image
-    for (int64_t tap = 0; tap < window.kernel; ++tap) {
-      const RunPart part = window.inside(tap * window.dilation - window.padding_low, window.positions);
-      read += part.end - part.begin;
-    }
-    inside *= static_cast<double>(read) * window.stride / (static_cast<double>(window.image) * window.kernel);
-  }
-  return 1 - inside;
-}
-
-// Whether the rows and taps of one channel are neighbours in memory, in whatever order.
-template <int Rank>
-bool rows_and_taps_adjoin(const PlaneLayout<Rank>& layout, const int64_t (&kernel)[Rank]) {
-  std::pair<int64_t, int64_t> axes[Rank + 1];  // stride, size
-  for (int axis = 0; axis < Rank; ++axis) axes[axis] = {layout.axis_stride[axis], kernel[axis]};
-  axes[Rank] = {layout.stride[1], layout.count[1]};
-  std::sort(axes, axes + Rank + 1);
-  int64_t numel = 1;
-  for (const auto& [stride, size] : axes) {
-    if (size != 1 && stride != numel) return false;
-    numel *= size;
-  }
-  return true;
-}
 
 // lines[group][line][channel] = from[group][channel][line], with rows and taps as lines.
 template <class Terms, int Rank>
@@ -68,12 +32,19 @@ std::optional<TurnedWeight<Rank>> turned_weight(const Planes<Rank>& weight, cons
   if (!may_use(Engine::positions) || image.layout.stride[2] == 1 || weight.layout.stride[2] == 1 ||
       !rows_and_taps_adjoin(weight.layout, geometry.kernel))
     return std::nullopt;
+  const bool one_phase = std::all_of(geometry.stride, geometry.stride + Rank, [](int64_t s) { return s == 1; });
+  if (one_phase && turned_by_rows(weight.layout, geometry.kernel, Geometry<Rank>::product(geometry.image)))
+    return std::nullopt;
+  double sums[Rank];
+  for (int axis = 0; axis < Rank; ++axis)
+    sums[axis] = static_cast<double>(geometry.image[axis]) / geometry.stride[axis];
+  const double padding = padding_share(geometry, sums);
   std::optional<TurnedWeight<Rank>> result;
   with_terms(weight.dtype, [&](const auto& terms) {
     using Terms = std::decay_t<decltype(terms)>;
     using Element = typename Terms::Element;
     const auto& layout = weight.layout;
-    if (Terms::count(layout.count[2]) < kLongRun && padding_share(geometry) < kMuchPadding) return;
+    if (!worth_turning<Terms>(layout.count[2], padding)) return;
     const int64_t lines = layout.count[1] * geometry.tap_numel();
     const int64_t pitch =
         line_pitch(layout.count[2] * static_cast<int64_t>(sizeof(Element))) / static_cast<int64_t>(sizeof(Element));

@@ -2,7 +2,8 @@
 //
 // In an input gradient the channels of a correlation are the outermost axis of the weight, pages apart; but for each of
 // them all rows and taps lie in a line. So this copy is the transpose of a matrix, and every phase of the gradient
-// reads its taps from it where they lie.
+// reads its taps from it where they lie. A gradient of a single phase and few positions needs none
+// (correlate_turned.cpp).
 #pragma once
 
 #include <optional>

@@ -11,6 +11,9 @@ constexpr int64_t kPackedRows = 32;
 // Terms that make a run worth its set-up, and its panel worth being gathered for each tap by itself.
 constexpr int64_t kRunTerms = 48;
 
+// Terms of each tap that are gathered at a time, so that rows of the image stay in the first-level cache.
+constexpr int64_t kGatherTerms = 16;
+
 // Whether the terms of a tap, which are its channels, are a line where they lie: a sum is then a run for each tap.
 template <class Terms, int Rank>
 bool taps_are_lines(const Planes<Rank>& weight) {
