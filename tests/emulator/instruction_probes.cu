@@ -28,15 +28,19 @@ void store(const float (&upper)[2], const float (&lower)[2], int* out) {
 
 // out [16, 8] = left [16, depth] @ right [8, depth]^T + 1, the operands behind each other in memory.
 
-template <class T, bool TransposedRight>
+// Which operands lie transposed, and of the left one whether it is read as if it did.
+template <class T, bool TransposedRight, bool TransposedLeft = false, bool TurnLeft = TransposedLeft>
 __global__ void multiply_16bit(const int* in, int* out) {
-  __shared__ Operand<T, 16 * 16> left;
+  __shared__ Operand<T, 16 * 16> left;  // [row, k], or [k, row] if transposed
   __shared__ Operand<T, 8 * 16> right;  // [8, 16], or [16, 8] if transposed
   left.load(reinterpret_cast<const T*>(in));
   right.load(reinterpret_cast<const T*>(in) + 16 * 16);
   const int lane = threadIdx.x;
   uint32_t a[4], b[2];
-  ldmatrix(a, &left.value[16 * (lane % 16) + 8 * (lane / 16)]);
+  if constexpr (TransposedLeft)
+    ldmatrix<4, TurnLeft>(a, &left.value[16 * (lane % 8 + lane / 16 * 8) + lane / 8 % 2 * 8]);
+  else
+    ldmatrix(a, &left.value[16 * (lane % 16) + 8 * (lane / 16)]);
   if constexpr (TransposedRight)
     ldmatrix<2, true>(b, &right.value[8 * (lane % 16)]);
   else
@@ -170,7 +174,11 @@ const std::map<std::string, Kernel>& instruction_kernels() {
   static const std::map<std::string, Kernel> kernels = {
       {"multiply_float16", multiply_16bit<Half, false>},
       {"multiply_float16_transposed", multiply_16bit<Half, true>},
+      {"multiply_float16_both_transposed", multiply_16bit<Half, true, true>},
+      {"multiply_float16_left_not_transposed", multiply_16bit<Half, true, true, false>},
       {"multiply_bfloat16", multiply_16bit<BFloat16, false>},
+      {"multiply_bfloat16_both_transposed", multiply_16bit<BFloat16, true, true>},
+      {"multiply_bfloat16_left_not_transposed", multiply_16bit<BFloat16, true, true, false>},
       {"multiply_bfloat16_transposed", multiply_16bit<BFloat16, true>},
       {"multiply_f16_k8", multiply_f16_k8},
       {"multiply_tf32", multiply_tf32},
