@@ -122,6 +122,22 @@ def test_a_gradient_that_repeats_one_number() -> None:
             assert_within_rounding(actual, exact, magnitude, arrange.__name__)
 
 
+# --- shared memory ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("rows", [64, 128])
+def test_what_a_warp_reads_at_once_is_in_different_banks(dtype: str, rows: int) -> None:
+    size = _plain(dtype).itemsize
+    offsets = torch.empty(64 // size, rows * size // 16, dtype=torch.int32)
+    load().probe(f"offsets_{dtype}_{rows}", (1, 1, 1), (32, 1, 1), 0, 0, offsets.data_ptr())
+    assert offsets.flatten().sort().values.tolist() == [*range(0, 64 * rows, 16)], "each piece has its place"
+    # At once: a piece at 8 k, for ldmatrix; or two at 4 k.
+    deep, across = (8, 1) if size == 2 else (4, 2)
+    together = offsets.unfold(0, deep, deep).unfold(1, across, across).reshape(-1, 8)
+    assert ((together % 128).sort().values == torch.arange(0, 128, 16)).all()
+
+
 # --- what must not matter ---------------------------------------------------------------------------------------------
 
 

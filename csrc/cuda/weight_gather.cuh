@@ -96,10 +96,9 @@ struct GatheredOperands {
   template <class U, int Rows>
   using Layout = RowMajor<U, Rows>;
 
+  static constexpr bool kHoldsNothing = false;
   static constexpr int kDepth = kRowBytes / sizeof(T);
   using Positions = KnownPositions<T, kDepth>;
-  template <Instruction>
-  static constexpr int kBlocks = 1;  // what has been gathered waits in registers
 
   struct Memory {
     alignas(16) unsigned char slots[Shape::kSlots * Shape::kSlotBytes];

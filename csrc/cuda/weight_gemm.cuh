@@ -20,8 +20,14 @@
 
 namespace unfoldconv::cuda {
 
+// For __launch_bounds__: of how many blocks a multiprocessor must have room for the registers. What has been gathered
+// by element waits in some, and FFMA needs more.
+template <class T, bool Tf32, class Operands, class Shape>
+constexpr int kWeightBlocks =
+    Operands::kHoldsNothing && instruction_of<T, Tf32>() != Instruction::fma ? 512 / Shape::kThreads : 1;
+
 template <class T, bool Tf32, class Shape, template <class, class> class Operands>
-__global__ void __launch_bounds__(Shape::kThreads, (Operands<T, Shape>::template kBlocks<instruction_of<T, Tf32>()>))
+__global__ void __launch_bounds__(Shape::kThreads, (kWeightBlocks<T, Tf32, Operands<T, Shape>, Shape>))
     sum_weights(const __grid_constant__ WeightParameters<T> p) {
   using O = Operands<T, Shape>;
   __shared__ typename O::Memory memory;

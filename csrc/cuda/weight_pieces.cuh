@@ -15,11 +15,8 @@ struct PieceOperands {
   template <class U, int Rows>
   using Layout = DepthMajor<U, Rows>;
 
+  static constexpr bool kHoldsNothing = kHasAsyncCopies;  // between fetch and put
   static constexpr int kDepth = kRowBytes / sizeof(T), kWarps = Shape::kThreads / 32;
-  // For __launch_bounds__: of how many blocks a multiprocessor must have room for the registers, or 128 for a thread.
-  template <Instruction Which>
-  static constexpr int kBlocks = kArchitecture >= 800 && Which != Instruction::fma ? 512 / Shape::kThreads : 1;
-
   static constexpr int kPositions = kDepth / kWarps;  // of a chunk and a warp
   static_assert(kDepth % kWarps == 0);
   using Positions = KnownPositions<T, kPositions>;

@@ -1,5 +1,5 @@
 // Small kernels, right and wrong, for the functions of csrc/cuda/intrinsics.cuh. One warp each, unless they say more.
-#include "../../csrc/cuda/intrinsics.cuh"
+#include "../../csrc/cuda/depth_major.cuh"
 #include "probes.h"
 
 namespace unfoldconv::cuda {
@@ -168,6 +168,14 @@ __global__ void copy_unaligned(const int* in, int*) {
   cp_async<8>(&shared[threadIdx.x], &in[2 * threadIdx.x], 8);
 }
 
+// Where each piece of each k lies: out [depth, pieces].
+template <class T, int Rows>
+__global__ void offsets(const int*, int* out) {
+  using Layout = DepthMajor<T, Rows>;
+  constexpr int pieces = Layout::kPiecesAcross;
+  for (int i = threadIdx.x; i < Layout::kDepth * pieces; i += 32) out[i] = Layout::offset(i / pieces, i % pieces);
+}
+
 }  // namespace
 
 const std::map<std::string, Kernel>& instruction_kernels() {
@@ -192,6 +200,12 @@ const std::map<std::string, Kernel>& instruction_kernels() {
       {"load_4_transposed", load_matrices<4, true>},
       {"load_half_a_warp", load_half_a_warp},
       {"load_from_global", load_from_global},
+      {"offsets_float16_64", offsets<Half, 64>},
+      {"offsets_float16_128", offsets<Half, 128>},
+      {"offsets_float32_64", offsets<float, 64>},
+      {"offsets_float32_128", offsets<float, 128>},
+      {"offsets_float64_64", offsets<double, 64>},
+      {"offsets_float64_128", offsets<double, 128>},
       {"copy_1", copy<1>},
       {"copy_2", copy<2>},
       {"copy_4", copy<4>},
