@@ -16,7 +16,8 @@ class DepthMajor {
  public:
   static constexpr int kDepth = kRowBytes / static_cast<int>(sizeof(T)), kBytes = kDepth * kPitch;
   static constexpr int kPiecesAcross = kPitch / kPieceBytes;  // rows at one place of the depth, in pieces
-  static_assert(kPiecesAcross % 8 == 0, "pieces change places with 7 others");
+  static constexpr int kPlaces = 8;                           // pieces that change places with each other
+  static_assert(kPiecesAcross % kPlaces == 0);
 
   // Where a piece of rows lies in a slot. Pieces change places from one k to the next, so that neither the same piece
   // at 8 neighbouring k (16 bits) nor two neighbours of it at 4 of them (32 and 64 bits) meet in a memory bank.
@@ -24,8 +25,10 @@ class DepthMajor {
     return k * kPitch + (piece ^ (k % 4 * 2 + k / 4 % 2)) * kPieceBytes;
   }
 
+  // What is left of the first row behind whole groups of places is known to be 0 for all but 16 bits.
   __device__ __forceinline__ DepthMajor(const unsigned char* slot, int first_row)
-      : slot_(slot), first_row_(first_row) {}
+      : rows_(slot + first_row / (kPlaces * kCount) * kPlaces * kPieceBytes),
+        first_row_(first_row % (kPlaces * kCount)) {}
 
   // As those of RowMajor. Registers of 32 bits have no instruction that turns a matrix.
   template <bool RowsFirst>
@@ -56,10 +59,10 @@ class DepthMajor {
  private:
   __device__ __forceinline__ const unsigned char* at(int row, int k) const {
     const int from_first = first_row_ + row;
-    return slot_ + offset(k, from_first / kCount) + from_first % kCount * static_cast<int>(sizeof(T));
+    return rows_ + offset(k, from_first / kCount) + from_first % kCount * static_cast<int>(sizeof(T));
   }
 
-  const unsigned char* slot_;
+  const unsigned char* rows_;
   int first_row_;
 };
 
