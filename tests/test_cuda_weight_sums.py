@@ -60,7 +60,9 @@ def tensors_of(case: Case, dtype: str) -> tuple[list[Tensor], Tensor, Tensor]:
 
 def check(case: Case, dtype: str) -> None:
     tensors, exact, magnitude = tensors_of(case, dtype)
-    for (grad, image), guard_end in itertools.product(PAIRS, (True, False)):
+    for grad, image in PAIRS:
+        # Memory that may not be touched lies before the tensors, or behind them.
+        guard_end = dtype in ("bfloat16", "tf32", "float64")
         actual = compute(NAME, case, grad(tensors[0]), image(tensors[1]), None, guard_end=guard_end)
         assert_within_rounding(actual, exact, magnitude, f"{dtype}, {grad.__name__} {image.__name__}")
 
