@@ -3,6 +3,7 @@
 #ifdef UNFOLDCONV_WITH_CUDA
 
 #include <cmath>
+#include <string>
 
 #include "allocation.h"
 #include "cuda/implicit_gemm.h"
@@ -16,6 +17,7 @@ namespace {
 static_assert(kLongestCudaRun * kLongestCudaRun * kLongestCudaRun <= cuda::kMaxVariants);
 
 constexpr const char* kWhy = "patches are gathered in shared memory, a tile at a time";
+constexpr const char* kWhyPieces = "pieces of channels are copied to shared memory as they lie, a tile at a time";
 constexpr const char* kWhyPacked = "patches are gathered in shared memory, a tile at a time, and weights packed once";
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
@@ -51,6 +53,29 @@ bool adjoin(const int64_t (&size)[3], const int64_t (&stride)[3], int64_t step) 
   for (int axis = 2; axis >= 0; step *= size[axis], --axis)
     if (size[axis] != 1 && stride[axis] != step) return false;
   return true;
+}
+
+std::string how_split(int64_t splits) {
+  return splits == 1 ? "" : "; positions in " + std::to_string(splits) + " parts, whose sums are added in order";
+}
+
+// Whether a window is one element of the image, and every element its turn.
+bool is_pointwise(const Geometry<3>& geometry) {
+  bool result = geometry.tap_numel() == 1;
+  for (int axis = 0; axis < 3; ++axis)
+    result &= geometry.positions[axis] == geometry.image[axis] && geometry.padding_low[axis] == 0 &&
+              (geometry.stride[axis] == 1 || geometry.positions[axis] == 1);
+  return result;
+}
+
+// Along what planes of positions are gathered, of which `whole` ones are read as they lie.
+cuda::Gather gather_of(const Planes<3>& planes, const int64_t (&size)[3], bool whole) {
+  const auto& [count, stride, axis] = planes.layout;
+  if (whole && adjoin(size, axis, 1) &&
+      in_pieces(planes.data, planes.dtype, {Geometry<3>::product(size), 1},
+                {{count[0], stride[0]}, {count[1], stride[1]}, {count[2], stride[2]}}))
+    return cuda::Gather::pieces;
+  return std::abs(stride[2]) < std::abs(axis[2]) ? cuda::Gather::rows : cuda::Gather::positions;
 }
 
 // Whether index arithmetic of 32 bits reaches every element of an image from every position, with room for what lies
@@ -180,15 +205,18 @@ bool weight_sums_by_implicit_gemm(const Place& place, const WeightSums<3>& probl
   gemm.grad_output = grad_output.data;
   gemm.grad_layout = grad_output.layout;
   gemm.geometry = geometry;
-  gemm.rows_adjoin = std::abs(image.layout.stride[2]) < std::abs(image.layout.axis_stride[2]);
+  gemm.pieces = channels_in_pieces(image, geometry.image) && channels_in_pieces(grad_output, geometry.positions);
+  gemm.image_gather = gather_of(image, geometry.image, is_pointwise(geometry));
+  gemm.grad_gather = gather_of(grad_output, geometry.positions, true);
   gemm.grad_weight = problem.grad_weight.data_ptr();
   const int64_t size = image.dtype == ScalarType::Double ? sizeof(double) : sizeof(float);
-  gemm.splits = cuda::weight_splits(gemm, workspace_limit().cuda / (problem.numel() * size));
+  cuda::plan_weight_sums(gemm, workspace_limit().cuda / (problem.numel() * size));
   const int64_t partial_bytes = gemm.splits > 1 ? gemm.splits * problem.numel() * size : 0;
   if (Report* const report = Report::wanted()) {
     const cuda::GemmTiles tiles = cuda::weight_tiles(gemm);
     report->engine(Engine::implicit_gemm, std::to_string(tiles.rows) + "x" + std::to_string(tiles.positions),
-                   gemm.splits * tiles.blocks, 0, partial_bytes, kWhy);
+                   gemm.splits * tiles.blocks, 0, partial_bytes,
+                   (gemm.pieces ? kWhyPieces : kWhy) + how_split(gemm.splits));
     return true;
   }
   const Tensor partial = partial_bytes ? empty_bytes(partial_bytes, problem.grad_weight) : problem.grad_weight;

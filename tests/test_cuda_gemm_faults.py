@@ -36,6 +36,8 @@ class Fault:
     message: str = VALUES
     arrange: Callable[[Tensor], Tensor] = channels_last
     computation: str = "conv"
+    in_channels: int | None = None  # or what the computation is tried with
+    input_size: tuple[int, ...] = (6, 4)  # of gradients of weights
 
     @property
     def edit(self) -> tuple[str, str]:
@@ -44,6 +46,8 @@ class Fault:
 
 plain = Tensor.contiguous
 SUMS = "conv_weight_grad"
+# Channels that are whole pieces, and more chunks than slots.
+AS_PIECES: dict[str, Any] = {"computation": SUMS, "in_channels": 24, "input_size": (10, 8)}
 
 
 def no_line(text: str) -> tuple[str, str]:
@@ -55,9 +59,12 @@ def no_barrier(name: str, file: str, comment: str, message: str = VALUES) -> Fau
 
 
 TILE, GEMM, WEIGHT = "gemm_tile.cuh", "implicit_gemm.cuh", "weight_gemm.cuh"
+GATHER, PIECES, TURNED, KNOWN = "weight_gather.cuh", "weight_pieces.cuh", "depth_major.cuh", "weight_parameters.cuh"
 COMMIT = "cp_async_commit();"
 WAIT = "cp_async_wait<ahead - 1>();"
-WEIGHT_INSIDE = "static_cast<unsigned>(position.corner[axis] + term.tap[axis]) < static_cast<unsigned>(p_.size[axis])"
+WEIGHT_INSIDE = "static_cast<unsigned>(position.corner[axis] + term.tap[axis]) < static_cast<unsigned>(size[axis])"
+HALF = "(piece + (RowsFirst ? outer : inner)) * kCount + lane % 8"
+TURN = "ldmatrix<4, true>(registers, at(row + 8 * (RowsFirst ? inner : outer), k));"
 INSIDE = "static_cast<unsigned>(patch.corner[axis] + reach.tap[axis]) < static_cast<unsigned>(p_.size[axis])"
 FAULTS = [
     Fault("no_wait", TILE, WAIT, f"if (!{{fault}}) {WAIT}"),
@@ -91,12 +98,19 @@ FAULTS = [
     ),
     no_barrier("no_barrier_behind_tables", GEMM, "the tables are written"),
     no_barrier("no_barrier_behind_tile", GEMM, "the tile is written"),
-    Fault("no_barrier_behind_terms", WEIGHT, *no_line(f"{BARRIER}  // the terms"), VALUES, plain, SUMS),
-    Fault("no_warp_barrier", WEIGHT, *no_line("__syncwarp();  // those of this one"), computation=SUMS),
-    Fault("no_warp_barrier_before", WEIGHT, *no_line("__syncwarp();  // the positions of"), computation=SUMS),
-    Fault("sum_without_bounds", WEIGHT, WEIGHT_INSIDE, f"({WEIGHT_INSIDE} || {{fault}})", WILD, computation=SUMS),
-    Fault("sum_of_all_rows", WEIGHT, "row < count_ &&", "(row < count_ || {fault}) &&", WILD, computation=SUMS),
+    Fault("no_barrier_behind_terms", GATHER, *no_line(f"{BARRIER}  // the terms"), VALUES, plain, SUMS),
+    Fault("no_warp_barrier", KNOWN, *no_line("__syncwarp();  // those of the"), computation=SUMS),
+    Fault("no_warp_barrier_before", KNOWN, *no_line("__syncwarp();  // the positions of"), computation=SUMS),
+    Fault("sum_without_bounds", KNOWN, WEIGHT_INSIDE, f"({WEIGHT_INSIDE} || {{fault}})", WILD, computation=SUMS),
+    Fault("sum_of_all_rows", GATHER, "row < count_ &&", "(row < count_ || {fault}) &&", WILD, computation=SUMS),
     Fault("sum_to_all_rows", WEIGHT, "|| row >= p.rows)", "|| (row >= p.rows && !{fault}))", WILD, computation=SUMS),
+    Fault("sum_of_all_pieces", PIECES, "row_ < p_.rows &&", "(row_ < p_.rows || {fault}) &&", WILD, **AS_PIECES),
+    Fault("not_turned", TURNED, TURN, f"if ({{fault}}) {TURN.replace('true', 'false')} else {TURN}", **AS_PIECES),
+    Fault("wrong_half_turned", TURNED, HALF, HALF.replace("RowsFirst", "RowsFirst != {fault}"), **AS_PIECES),
+    Fault("positions_of_another_chunk", KNOWN, "[chunk % kChunks", "[(chunk + {fault}) % kChunks", **AS_PIECES),
+    Fault(
+        "one_piece_for_all", GATHER, "position_at(piece() * ", "position_at(piece() * !{fault} * ", VALUES, plain, SUMS
+    ),
     no_barrier("no_barrier_before_next_tile", GEMM, "the tile and the tables are read", WILD),
 ]
 
@@ -113,7 +127,7 @@ def check(emulated: Any, fault: Fault) -> None:
     tables of the result do."""
     case = dataclasses.replace(TILED[0], batch=2, in_channels=48 if fault.arrange is channels_last else 23)
     if fault.computation == SUMS:
-        case = dataclasses.replace(case, in_channels=15, input_size=(5, 4))
+        case = dataclasses.replace(case, in_channels=fault.in_channels or 15, input_size=fault.input_size)
     tensors = operands(fault.computation, case, torch.float16, "cpu")
     exact, magnitude = expected_of(fault.computation, case, tensors)
     to_format = Tensor.contiguous if fault.computation == SUMS else fault.arrange
@@ -122,7 +136,14 @@ def check(emulated: Any, fault: Fault) -> None:
     assert_within_rounding(actual, exact, magnitude)
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
+PIPELINE = ("no_wait", "wrong_group_count", "no_barrier", "too_few_chunks")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [*FAULTS, *(dataclasses.replace(fault, **AS_PIECES) for fault in FAULTS if fault.name in PIPELINE)],
+    ids=lambda fault: f"{fault.name}-{fault.computation}",
+)
 def test_a_planted_fault_is_found(fault: Fault) -> None:
     emulated = load_with_faults()
     emulated.set_limits(index=MOST, blocks=2)  # more than one tile for each block

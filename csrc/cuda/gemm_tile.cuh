@@ -44,6 +44,35 @@ __device__ __forceinline__ int piece_offset(int row, int piece) {
   return row * kRowBytes + (piece ^ (row / 2 % kPieces)) * kPieceBytes;
 }
 
+// How the rows of an operand lie in a slot, and how a warp reads those from its first one on: here one row after the
+// other, as loaders bring them where neighbouring terms adjoin. depth_major.cuh has the other way.
+template <class T, int Rows>
+class RowMajor {
+ public:
+  static constexpr int kBytes = Rows * kRowBytes;
+
+  __device__ __forceinline__ RowMajor(const unsigned char* slot, int first_row) : rows_(slot + first_row * kRowBytes) {}
+
+  // Matrices of 8 rows and a piece, as fragments of mma: (row, piece), (row + 8, piece), (row, piece + 1) and (row + 8,
+  // piece + 1), or without RowsFirst the second one and the third one in each other's place.
+  template <bool RowsFirst>
+  __device__ __forceinline__ void fragments(uint32_t (&registers)[4], int row, int piece) const {
+    const int lane = threadIdx.x % 32, inner = lane / 8 % 2, outer = lane / 16;
+    ldmatrix(registers, rows_ + piece_offset(row + lane % 8 + 8 * (RowsFirst ? inner : outer),
+                                             piece + (RowsFirst ? outer : inner)));
+  }
+  __device__ __forceinline__ Piece<T> piece(int row, int piece) const {
+    return *reinterpret_cast<const Piece<T>*>(rows_ + piece_offset(row, piece));
+  }
+  __device__ __forceinline__ T element(int row, int k) const {
+    constexpr int count = Piece<T>::kCount;
+    return *reinterpret_cast<const T*>(rows_ + piece_offset(row, k / count) + k % count * sizeof(T));
+  }
+
+ private:
+  const unsigned char* rows_;
+};
+
 // --- products of a chunk ---------------------------------------------------------------------------------------------
 
 enum class Instruction { mma_16bit, mma_tf32, mma_f64, fma };
@@ -66,22 +95,21 @@ template <class T, int WarpM>
 using WarpSum = Accumulator<T>[WarpM / 8][kWarpN / 8][2];
 
 // sum += left @ right^T over one piece each by FFMA.
-template <class T, int WarpM>
-__device__ __forceinline__ void multiply_by_fma(WarpSum<T, WarpM>& sum, const unsigned char* left,
-                                                const unsigned char* right) {
+template <class T, int WarpM, int M, int N>
+__device__ __forceinline__ void multiply_by_fma(WarpSum<T, WarpM>& sum, const RowMajor<T, M>& left,
+                                                const RowMajor<T, N>& right) {
   using Sum = Accumulator<T>;
   const int group = threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;
 #pragma unroll 1  // it is long enough as it is, and the wheel has many of it
   for (int piece = 0; piece < kPieces; ++piece) {
     Piece<T> a[WarpM / 8];
 #pragma unroll
-    for (int i = 0; i < WarpM / 8; ++i)
-      a[i] = *reinterpret_cast<const Piece<T>*>(left + piece_offset(8 * i + group, piece));
+    for (int i = 0; i < WarpM / 8; ++i) a[i] = left.piece(8 * i + group, piece);
 #pragma unroll
     for (int j = 0; j < kWarpN / 8; ++j) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const auto b = *reinterpret_cast<const Piece<T>*>(right + piece_offset(8 * j + pair + e, piece));
+        const Piece<T> b = right.piece(8 * j + pair + e, piece);
 #pragma unroll
         for (int k = 0; k < Piece<T>::kCount; ++k)
 #pragma unroll
@@ -105,17 +133,15 @@ __device__ __forceinline__ void multiply_fragments(float (&upper)[2], float (&lo
 }
 
 // The same by mma over pairs of pieces, which are 16 elements of 16 bits or 8 of tf32.
-template <class T, Instruction Which, int WarpM>
-__device__ __forceinline__ void multiply_by_mma(WarpSum<T, WarpM>& sum, const unsigned char* left,
-                                                const unsigned char* right) {
-  const int lane = threadIdx.x % 32;
+template <class T, Instruction Which, int WarpM, class Left, class Right>
+__device__ __forceinline__ void multiply_by_mma(WarpSum<T, WarpM>& sum, const Left& left, const Right& right) {
 #pragma unroll
   for (int piece = 0; piece < kPieces; piece += 2) {
     uint32_t b[kWarpN / 8][2];
 #pragma unroll
     for (int j = 0; j < kWarpN / 8; j += 2) {
       uint32_t matrices[4];  // (rows 8 j.., piece), (rows 8 j.., piece + 1), and both of the next 8 rows
-      ldmatrix(matrices, right + piece_offset(8 * j + lane / 16 * 8 + lane % 8, piece + lane / 8 % 2));
+      right.template fragments<false>(matrices, 8 * j, piece);
 #pragma unroll
       for (int i = 0; i < 4; ++i)
         b[j + i / 2][i % 2] = Which == Instruction::mma_tf32 ? to_tf32(matrices[i]) : matrices[i];
@@ -123,7 +149,7 @@ __device__ __forceinline__ void multiply_by_mma(WarpSum<T, WarpM>& sum, const un
 #pragma unroll
     for (int i = 0; i < WarpM / 8; i += 2) {
       uint32_t a[4];  // (rows 8 i.., piece), (the next 8 rows, piece), and both of piece + 1
-      ldmatrix(a, left + piece_offset(8 * i + lane % 16, piece + lane / 16));
+      left.template fragments<true>(a, 8 * i, piece);
       if constexpr (Which == Instruction::mma_tf32)
 #pragma unroll
         for (int k = 0; k < 4; ++k) a[k] = to_tf32(a[k]);
@@ -133,21 +159,17 @@ __device__ __forceinline__ void multiply_by_mma(WarpSum<T, WarpM>& sum, const un
   }
 }
 
-template <int WarpM>
-__device__ __forceinline__ void multiply_by_mma_f64(WarpSum<double, WarpM>& sum, const unsigned char* left,
-                                                    const unsigned char* right) {
+template <int WarpM, class Left, class Right>
+__device__ __forceinline__ void multiply_by_mma_f64(WarpSum<double, WarpM>& sum, const Left& left, const Right& right) {
   const int group = threadIdx.x % 32 / 4, term = threadIdx.x % 4;
-  const auto element = [&](const unsigned char* rows, int row, int k) {
-    return *reinterpret_cast<const double*>(rows + piece_offset(row, k / 2) + k % 2 * sizeof(double));
-  };
 #pragma unroll
   for (int k = 0; k < kRowBytes / static_cast<int>(sizeof(double)); k += 4) {
     double b[kWarpN / 8];
 #pragma unroll
-    for (int j = 0; j < kWarpN / 8; ++j) b[j] = element(right, 8 * j + group, k + term);
+    for (int j = 0; j < kWarpN / 8; ++j) b[j] = right.element(8 * j + group, k + term);
 #pragma unroll
     for (int i = 0; i < WarpM / 8; ++i) {
-      const double a = element(left, 8 * i + group, k + term);
+      const double a = left.element(8 * i + group, k + term);
 #pragma unroll
       for (int j = 0; j < kWarpN / 8; ++j) mma_m8n8k4(sum[i][j], a, b[j]);
     }
@@ -155,9 +177,8 @@ __device__ __forceinline__ void multiply_by_mma_f64(WarpSum<double, WarpM>& sum,
 }
 
 // sum += left @ right^T over a chunk, for the rows of one warp.
-template <class T, bool Tf32, int WarpM>
-__device__ __forceinline__ void multiply_chunk(WarpSum<T, WarpM>& sum, const unsigned char* left,
-                                               const unsigned char* right) {
+template <class T, bool Tf32, int WarpM, class Left, class Right>
+__device__ __forceinline__ void multiply_chunk(WarpSum<T, WarpM>& sum, const Left& left, const Right& right) {
   constexpr Instruction which = instruction_of<T, Tf32>();
   if constexpr (which == Instruction::fma) {
     multiply_by_fma<T, WarpM>(sum, left, right);
@@ -172,13 +193,15 @@ __device__ __forceinline__ void multiply_chunk(WarpSum<T, WarpM>& sum, const uns
 
 // A loader has fetch(chunk, rows), which begins to bring the rows of a chunk to shared memory, and put(rows), which
 // ends it where asynchronous copies do not do that by themselves. Both are called by all threads of the block.
-template <class T, bool Tf32, class Shape, class Left, class Right>
+template <class T, bool Tf32, class Shape, template <class, int> class Layout = RowMajor, class Left, class Right>
 __device__ __forceinline__ void multiply_chunks(WarpSum<T, Shape::kWarpM>& sum, unsigned char* memory, int chunks,
                                                 Left& left, Right& right) {
-  constexpr int ahead = Shape::kSlots - 1, right_rows = Shape::kM * kRowBytes;
+  using LeftRows = Layout<T, Shape::kM>;
+  using RightRows = Layout<T, Shape::kN>;
+  static_assert(LeftRows::kBytes + RightRows::kBytes == Shape::kSlotBytes);
+  constexpr int ahead = Shape::kSlots - 1, right_rows = LeftRows::kBytes;
   const int warp = threadIdx.x / 32;
-  const int left_offset = warp / Shape::kWarpsN * Shape::kWarpM * kRowBytes;
-  const int right_offset = right_rows + warp % Shape::kWarpsN * kWarpN * kRowBytes;
+  const int warp_left = warp / Shape::kWarpsN * Shape::kWarpM, warp_right = warp % Shape::kWarpsN * kWarpN;
   const auto slot = [&](int index) { return memory + index * Shape::kSlotBytes; };
 
 #pragma unroll
@@ -203,7 +226,8 @@ __device__ __forceinline__ void multiply_chunks(WarpSum<T, Shape::kWarpM>& sum, 
       right.fetch(chunk + ahead, slot(next) + right_rows);
     }
     if constexpr (kHasAsyncCopies) cp_async_commit();
-    multiply_chunk<T, Tf32, Shape::kWarpM>(sum, slot(current) + left_offset, slot(current) + right_offset);
+    multiply_chunk<T, Tf32, Shape::kWarpM>(sum, LeftRows(slot(current), warp_left),
+                                           RightRows(slot(current) + right_rows, warp_right));
     if (more) {
       left.put(slot(next));
       right.put(slot(next) + right_rows);

@@ -8,7 +8,7 @@
 // Every element of packed is written by one thread; neighbouring threads write neighbouring channels.
 #include "implicit_gemm.cuh"
 #include "implicit_gemm.h"
-#include "weight_gemm.cuh"
+#include "weight_parameters.cuh"
 
 namespace unfoldconv::cuda {
 namespace {
@@ -72,22 +72,30 @@ void correlate(void* stream, const GemmCorrelation& problem) {
 }
 
 GemmTiles weight_tiles(const GemmWeightSums& problem) {
-  const bool is_double = problem.dtype == ScalarType::Double;
-  GemmTiles tiles = is_double ? GemmTiles{DoubleWeightTile::kM, DoubleWeightTile::kN, 0}
-                              : GemmTiles{NarrowWeightTile::kM, NarrowWeightTile::kN, 0};
+  GemmTiles tiles{NarrowWeightTile::kM, NarrowWeightTile::kN, 0};
+  if (problem.dtype == ScalarType::Double)
+    tiles = {DoubleWeightTile::kM, DoubleWeightTile::kN, 0};
+  else if (problem.wide)
+    tiles = {WideWeightTile::kM, WideWeightTile::kN, 0};
   const auto& count = problem.image_layout.count;
   tiles.blocks = count[1] * ceil_div(count[2] * problem.geometry.tap_numel(), tiles.positions) *
                  ceil_div(problem.grad_layout.count[2], tiles.rows);
   return tiles;
 }
 
-int64_t weight_splits(const GemmWeightSums& problem, int64_t most) {
+void plan_weight_sums(GemmWeightSums& problem, int64_t most) {
   constexpr int64_t worthwhile = 4;  // chunks of a split
   const int64_t depth = problem.image_layout.count[0] * problem.geometry.position_numel();
   const int64_t chunks = ceil_div(depth, kRowBytes / element_size(problem.dtype));
+  const int64_t useful = std::min(most, chunks / worthwhile);
+  // Wide tiles read less, which only the speed of tensor cores makes matter. They must neither leave more rows empty
+  // nor, with all the splits that there may be, a GPU idle.
+  problem.wide = problem.pieces && (is_16bit_float(problem.dtype) || problem.tf32) &&
+                 ceil_div(problem.grad_layout.count[2], NarrowWeightTile::kN) % 2 == 0;
+  problem.wide = problem.wide && weight_tiles(problem).blocks * std::max<int64_t>(useful, 1) >= limits.busy;
   const int64_t wanted = ceil_div(2 * limits.busy, weight_tiles(problem).blocks);
-  const int64_t splits = std::clamp<int64_t>(std::min({wanted, most, chunks / worthwhile}), 1, chunks);
-  return ceil_div(chunks, ceil_div(chunks, splits));  // none is empty
+  const int64_t splits = std::clamp<int64_t>(std::min(wanted, useful), 1, chunks);
+  problem.splits = ceil_div(chunks, ceil_div(chunks, splits));  // none is empty
 }
 
 void sum_weights(void* stream, const GemmWeightSums& problem) {

@@ -63,6 +63,8 @@ void correlate_double(void* stream, const GemmCorrelation& problem);
 
 // The gradient of a weight (csrc/weight_sums.h). Positions of all images are cut into `splits` ranges, whose sums go to
 // `partial` [splits, grad_weight's numel], in float or double, and from there in order to grad_weight.
+enum class Gather { rows, positions, pieces };  // along what an operand is read; pieces are of positions
+
 struct GemmWeightSums {
   ScalarType dtype;
   bool tf32;
@@ -72,15 +74,17 @@ struct GemmWeightSums {
   const void* grad_output;
   PlaneLayout<3> grad_layout;  // (batch, group, row)
   Geometry<3> geometry;
-  bool rows_adjoin;  // whether neighbouring channels are nearer in memory than neighbouring positions
+  bool pieces;  // whether the channels of a tap and the rows of a position lie in memory as pieces; or else:
+  Gather image_gather, grad_gather;
 
   void* grad_weight;
   void* partial;  // may be null with one split
+  bool wide;      // whether tiles have 128 rows
   int64_t splits;
 };
 
-// How many splits keep a large GPU busy, if `most` of them fit the workspace.
-int64_t weight_splits(const GemmWeightSums& problem, int64_t most);
+// Sets `wide` and `splits` to what keeps a large GPU busy, if `most` splits fit the workspace.
+void plan_weight_sums(GemmWeightSums& problem, int64_t most);
 
 GemmTiles weight_tiles(const GemmWeightSums& problem);  // terms instead of positions
 

@@ -12,7 +12,7 @@ void correlate_bfloat16(void* stream, const GemmCorrelation& problem) {
 }
 
 void sum_weights_bfloat16(void* stream, const GemmWeightSums& problem) {
-  launch_weight_sums<BFloat16, false, NarrowWeightTile>(stream, problem);
+  launch_weight_sums<BFloat16, false, NarrowWeightTile, WideWeightTile>(stream, problem);
 }
 
 }  // namespace unfoldconv::cuda

@@ -18,7 +18,7 @@ void correlate_float(void* stream, const GemmCorrelation& problem) {
 
 void sum_weights_float(void* stream, const GemmWeightSums& problem) {
   if (problem.tf32)
-    launch_weight_sums<float, true, NarrowWeightTile>(stream, problem);
+    launch_weight_sums<float, true, NarrowWeightTile, WideWeightTile>(stream, problem);
   else
     launch_weight_sums<float, false, NarrowWeightTile>(stream, problem);
 }

@@ -12,7 +12,7 @@ void correlate_half(void* stream, const GemmCorrelation& problem) {
 }
 
 void sum_weights_half(void* stream, const GemmWeightSums& problem) {
-  launch_weight_sums<Half, false, NarrowWeightTile>(stream, problem);
+  launch_weight_sums<Half, false, NarrowWeightTile, WideWeightTile>(stream, problem);
 }
 
 }  // namespace unfoldconv::cuda

@@ -38,13 +38,14 @@ def compute(
     emulated = emulated or load()
     result = guarded(to_format(untouched(RESULT_SHAPES[name](case), first.dtype)), emulated, guard_end)
     tensors = [None if tensor is None else guarded(tensor, emulated, guard_end) for tensor in (first, second, bias)]
-    views = [None if tensor is None else _view(emulated, tensor) for tensor in tensors]
+    views = [None if tensor is None else view(emulated, tensor) for tensor in tensors]
     operands = views[:2] if name == "conv_weight_grad" else views
-    getattr(emulated, _FUNCTIONS[name])(*operands, case.op_window, case.groups, _view(emulated, result))
+    getattr(emulated, _FUNCTIONS[name])(*operands, case.op_window, case.groups, view(emulated, result))
     return result.clone()
 
 
-def _view(emulated: Any, tensor: Tensor) -> tuple[int, list[int], list[int], Any]:
+def view(emulated: Any, tensor: Tensor) -> tuple[int, list[int], list[int], Any]:
+    """As the functions of convolutions.cpp take a tensor."""
     return tensor.data_ptr(), list(tensor.shape), list(tensor.stride()), dtype_code(emulated, tensor.dtype)
 
 

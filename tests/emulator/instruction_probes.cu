@@ -1,5 +1,5 @@
 // Small kernels, right and wrong, for the functions of csrc/cuda/intrinsics.cuh. One warp each, unless they say more.
-#include "../../csrc/cuda/intrinsics.cuh"
+#include "../../csrc/cuda/depth_major.cuh"
 #include "probes.h"
 
 namespace unfoldconv::cuda {
@@ -28,15 +28,19 @@ void store(const float (&upper)[2], const float (&lower)[2], int* out) {
 
 // out [16, 8] = left [16, depth] @ right [8, depth]^T + 1, the operands behind each other in memory.
 
-template <class T, bool TransposedRight>
+// Which operands lie transposed, and of the left one whether it is read as if it did.
+template <class T, bool TransposedRight, bool TransposedLeft = false, bool TurnLeft = TransposedLeft>
 __global__ void multiply_16bit(const int* in, int* out) {
-  __shared__ Operand<T, 16 * 16> left;
+  __shared__ Operand<T, 16 * 16> left;  // [row, k], or [k, row] if transposed
   __shared__ Operand<T, 8 * 16> right;  // [8, 16], or [16, 8] if transposed
   left.load(reinterpret_cast<const T*>(in));
   right.load(reinterpret_cast<const T*>(in) + 16 * 16);
   const int lane = threadIdx.x;
   uint32_t a[4], b[2];
-  ldmatrix(a, &left.value[16 * (lane % 16) + 8 * (lane / 16)]);
+  if constexpr (TransposedLeft)
+    ldmatrix<4, TurnLeft>(a, &left.value[16 * (lane % 8 + lane / 16 * 8) + lane / 8 % 2 * 8]);
+  else
+    ldmatrix(a, &left.value[16 * (lane % 16) + 8 * (lane / 16)]);
   if constexpr (TransposedRight)
     ldmatrix<2, true>(b, &right.value[8 * (lane % 16)]);
   else
@@ -164,13 +168,25 @@ __global__ void copy_unaligned(const int* in, int*) {
   cp_async<8>(&shared[threadIdx.x], &in[2 * threadIdx.x], 8);
 }
 
+// Where each piece of each k lies: out [depth, pieces].
+template <class T, int Rows>
+__global__ void offsets(const int*, int* out) {
+  using Layout = DepthMajor<T, Rows>;
+  constexpr int pieces = Layout::kPiecesAcross;
+  for (int i = threadIdx.x; i < Layout::kDepth * pieces; i += 32) out[i] = Layout::offset(i / pieces, i % pieces);
+}
+
 }  // namespace
 
 const std::map<std::string, Kernel>& instruction_kernels() {
   static const std::map<std::string, Kernel> kernels = {
       {"multiply_float16", multiply_16bit<Half, false>},
       {"multiply_float16_transposed", multiply_16bit<Half, true>},
+      {"multiply_float16_both_transposed", multiply_16bit<Half, true, true>},
+      {"multiply_float16_left_not_transposed", multiply_16bit<Half, true, true, false>},
       {"multiply_bfloat16", multiply_16bit<BFloat16, false>},
+      {"multiply_bfloat16_both_transposed", multiply_16bit<BFloat16, true, true>},
+      {"multiply_bfloat16_left_not_transposed", multiply_16bit<BFloat16, true, true, false>},
       {"multiply_bfloat16_transposed", multiply_16bit<BFloat16, true>},
       {"multiply_f16_k8", multiply_f16_k8},
       {"multiply_tf32", multiply_tf32},
@@ -184,6 +200,12 @@ const std::map<std::string, Kernel>& instruction_kernels() {
       {"load_4_transposed", load_matrices<4, true>},
       {"load_half_a_warp", load_half_a_warp},
       {"load_from_global", load_from_global},
+      {"offsets_float16_64", offsets<Half, 64>},
+      {"offsets_float16_128", offsets<Half, 128>},
+      {"offsets_float32_64", offsets<float, 64>},
+      {"offsets_float32_128", offsets<float, 128>},
+      {"offsets_float64_64", offsets<double, 64>},
+      {"offsets_float64_128", offsets<double, 128>},
       {"copy_1", copy<1>},
       {"copy_2", copy<2>},
       {"copy_4", copy<4>},

@@ -1,5 +1,7 @@
 """The functions that stand in for instructions: matrix products, matrices from shared memory, asynchronous copies."""
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -77,6 +79,31 @@ def test_matrices_from_shared_memory(count: int) -> None:
         found = run(f"load_{count}{suffix}", [matrices], torch.empty(count, 32, dtype=torch.int32))
         expected = shown[:count].contiguous().view(torch.int32).reshape(count, 32)
         assert torch.equal(found, expected), suffix
+
+
+def test_what_each_lane_holds_of_a_matrix() -> None:
+    """Lane by lane as the PTX ISA has it: row lane / 4 and columns lane % 4 * 2 and the next, or with .trans the same
+    row and columns of the transposed matrix."""
+    matrices = torch.arange(4 * 64, dtype=torch.int16).reshape(4, 8, 8)
+    straight, turned = (
+        run(f"load_4{suffix}", [matrices], torch.empty(4, 32, dtype=torch.int32)).view(torch.int16).reshape(4, 32, 2)
+        for suffix in ("", "_transposed")
+    )
+    for i, lane, half in itertools.product(range(4), range(32), range(2)):
+        row, column = lane // 4, lane % 4 * 2 + half
+        assert straight[i, lane, half] == 64 * i + 8 * row + column
+        assert turned[i, lane, half] == 64 * i + 8 * column + row
+
+
+@in_any_order
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_operand_that_lies_turned_must_be_turned(dtype: torch.dtype) -> None:
+    left, right = torch.randint(-8, 9, (16, 16)).to(dtype), torch.randint(-8, 9, (8, 16)).to(dtype)
+    expected = left.float() @ right.float().T + 1
+    name = f"multiply_{str(dtype).removeprefix('torch.')}"
+    assert torch.equal(run(f"{name}_both_transposed", [left.T, right.T], torch.empty(16, 8)), expected)
+    assert not torch.equal(run(f"{name}_left_not_transposed", [left.T, right.T], torch.empty(16, 8)), expected)
+    assert not torch.equal(run(name, [left.T, right], torch.empty(16, 8)), expected)
 
 
 @in_any_order
