@@ -39,9 +39,9 @@ struct StemWeightSums {
 
 // How a problem is cut up, for reports and tests.
 struct StemPlan {
-  bool fits = false;                        // into the shared memory of a block; if not, there is nothing else
-  int64_t positions = 0, rows = 0;          // of a block at a time
-  int64_t terms = 0, chunks = 0;            // of a chunk, and how many there are
+  bool fits = false;                // into the shared memory of a block; if not, there is nothing else
+  int64_t positions = 0, rows = 0;  // of a block at a time
+  int64_t terms = 0, chunks = 0;    // of a chunk, and how many there are
   int64_t blocks = 0, shared_bytes = 0;
   int64_t splits = 1, workspace_bytes = 0;  // as in DirectPlan
 };

@@ -19,10 +19,16 @@ Layout layout_of(const StemTiling& tiling, int64_t tile_rows) {
   return result;
 }
 
+struct Plan : StemPlan {
+  ConvolveParameters parameters;
+};
+
 template <class T>
-StemPlan make_plan(const StemConvolution& problem, ConvolveParameters& p) {
-  constexpr int64_t blocks_that_fill_a_gpu = 1024, most_tiles_of_a_job = 16;
-  StemPlan plan;
+Plan make_plan(const StemConvolution& problem) {
+  constexpr int64_t most_tiles_of_a_job = 16;
+  const int64_t blocks_that_fill_a_gpu = 8 * limits.busy;
+  Plan plan{};
+  ConvolveParameters& p = plan.parameters;
   if (largest_offset(problem.weight.layout, problem.geometry.kernel) > limits.index) return plan;
   const int64_t rows = problem.output.layout.count[2];
   const int64_t tile_rows = round_up(ceil_div(rows, ceil_div(rows, kStemRows<T>)), 16);
@@ -37,15 +43,17 @@ StemPlan make_plan(const StemConvolution& problem, ConvolveParameters& p) {
   p.weight_stride[0] = static_cast<int>(stride[2]);
   for (int axis = 0; axis < 3; ++axis) p.weight_stride[1 + axis] = static_cast<int>(axis_stride[axis]);
   p.rows = static_cast<int>(rows), p.tile_rows = static_cast<int>(tile_rows);
-  p.row_tiles = Divider<int64_t>(ceil_div(rows, tile_rows));
   const int64_t row_tiles = ceil_div(rows, tile_rows);
+  p.row_tiles = Divider<int64_t>(row_tiles);
   p.tiles_of_job = static_cast<int>(
       std::clamp<int64_t>(p.tiling.tile_count * row_tiles / blocks_that_fill_a_gpu, 1, most_tiles_of_a_job));
   p.jobs = row_tiles * ceil_div(p.tiling.tile_count, p.tiles_of_job);
   const Layout layout = layout_of<T>(p.tiling, tile_rows);
   p.weights_at = static_cast<int>(layout.weights_at), p.box_at = static_cast<int>(layout.box_at);
-  plan = {true, int64_t{p.tiling.tile[0]} * p.tiling.tile[1] * p.tiling.tile[2], tile_rows, p.tiling.chunk_terms,
-          p.tiling.chunk_count, p.jobs, layout.bytes};
+  plan.fits = true;
+  plan.positions = p.tiling.tile_positions(), plan.rows = tile_rows;
+  plan.terms = p.tiling.chunk_terms, plan.chunks = p.tiling.chunk_count;
+  plan.blocks = p.jobs, plan.shared_bytes = layout.bytes;
   return plan;
 }
 
@@ -69,17 +77,20 @@ bool weight_in_pieces(const StemConvolution& problem, const StemTiling& tiling) 
 }  // namespace
 
 StemPlan convolve_stem(void* stream, const StemConvolution& problem, bool run) {
-  StemPlan plan;
+  static PlanCache<Plan> plans;
+  PlanKey key = key_of(problem.dtype, problem.geometry, problem.image, problem.output);
+  key.add(problem.weight.layout);
+  Plan plan;
   dispatch_float(problem.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    ConvolveParameters p;
-    plan = make_plan<T>(problem, p);
+    plan = plans.get(key, [&] { return make_plan<T>(problem); });
     if (!plan.fits || !run) return;
-    p.weight_pieces = weight_in_pieces(problem, p.tiling);
+    fit_to_memory(plan.parameters.tiling, plan.parameters.output, problem.dtype, problem.image, problem.output);
+    plan.parameters.weight_pieces = weight_in_pieces(problem, plan.parameters.tiling);
     if constexpr (std::is_same_v<T, float>) {
-      if (problem.tf32) return launch_convolve<T, true>(stream, problem, plan, p);
+      if (problem.tf32) return launch_convolve<T, true>(stream, problem, plan, plan.parameters);
     }
-    launch_convolve<T, false>(stream, problem, plan, p);
+    launch_convolve<T, false>(stream, problem, plan, plan.parameters);
   });
   return plan;
 }

@@ -40,7 +40,8 @@ struct ConvolveParameters {
 template <class T>
 using StemSum = Accumulator<T>[4][kStemRows<T> / 8][2];
 
-// The elements of 32 positions, as a lane needs them: of its position i (8 i + g of the warp), at some offset of a term.
+// The elements of 32 positions, as a lane needs them: of its position i (8 i + g of the warp), at some offset of a
+// term.
 template <class T, bool Tail>
 struct StemPatches {
   const T* box;
@@ -84,7 +85,7 @@ __device__ __forceinline__ void multiply_step(StemSum<T>& sum, const StemPatches
     }
   } else if constexpr (which == Instruction::fma) {
     using A = Accumulator<T>;
-#pragma unroll
+#pragma unroll 1  // it is long enough as it is
     for (int piece = 0; piece < 2; ++piece) {
       constexpr int count = Piece<T>::kCount;
       A a[4][count];
@@ -97,8 +98,7 @@ __device__ __forceinline__ void multiply_step(StemSum<T>& sum, const StemPatches
         if (8 * j >= rows) continue;
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const auto b =
-              *reinterpret_cast<const Piece<T>*>(weights + (8 * j + 2 * t + e) * pitch + piece * count);
+          const auto b = *reinterpret_cast<const Piece<T>*>(weights + (8 * j + 2 * t + e) * pitch + piece * count);
 #pragma unroll
           for (int k = 0; k < count; ++k)
 #pragma unroll
@@ -127,8 +127,7 @@ __device__ __forceinline__ void multiply_step(StemSum<T>& sum, const StemPatches
 #pragma unroll
       for (int m = 0; m < 2; ++m)
 #pragma unroll
-        for (int k = 0; k < 2; ++k)
-          multiply_fragments<T, which>(sum[2 * m][j + k], sum[2 * m + 1][j + k], a[m], b[k]);
+        for (int k = 0; k < 2; ++k) multiply_fragments<T, which>(sum[2 * m][j + k], sum[2 * m + 1][j + k], a[m], b[k]);
     }
   }
 }
@@ -215,7 +214,8 @@ __global__ void __launch_bounds__(kStemThreads)
     convolve_stem(const T* __restrict__ image, const T* __restrict__ weight, const T* __restrict__ bias, T* output,
                   const __grid_constant__ ConvolveParameters p) {
   const StemTiling& tiling = p.tiling;
-  int* const place = dynamic_shared<int>();  // of the positions of a tile in a plane of the output
+  static_assert(kStemThreads == kStemPositions);  // each thread finds one
+  int* const place = dynamic_shared<int>();       // of the positions of a tile in a plane of the output
   int* const term_offset = place + kStemPositions;
   int* const weight_offset = term_offset + tiling.padded_terms;
   T* const weights = reinterpret_cast<T*>(dynamic_shared<char>() + p.weights_at);
@@ -250,20 +250,22 @@ __global__ void __launch_bounds__(kStemThreads)
         const int shift = tiling.load(image, tile, chunk, box);
         if (c == 0) place[threadIdx.x] = tiling.offset_in_plane(tile, threadIdx.x, p.output.axis_stride);
         arrive();
-        __syncthreads();  // the operands are there
+        __syncthreads();                                                 // the operands are there
+        if (threadIdx.x / 32 * 32 >= tiling.tile_positions()) continue;  // this warp has none
         int first = 0;
         const auto multiply = [&]<bool Tail>() {
-          const StemPatches<T, Tail> patches{
-              box + shift, {own_place[0], own_place[1], own_place[2], own_place[3]}, term_offset + first,
-              chunk.terms - first};
+          const StemPatches<T, Tail> patches{box + shift,
+                                             {own_place[0], own_place[1], own_place[2], own_place[3]},
+                                             term_offset + first,
+                                             chunk.terms - first};
           multiply_step<T, Tf32, Tail>(sum, patches, weights + first, pitch, rows);
         };
 #pragma unroll 1
         for (; first + kStemStep<T> <= chunk.terms; first += kStemStep<T>) multiply.template operator()<false>();
         if (first < chunk.terms) multiply.template operator()<true>();
       }
-      store_tile(p, sum, place, first_row, bias, output + tile.image * p.output.batch_stride +
-                 int64_t{first_row} * p.output.row_stride, box);
+      store_tile(p, sum, place, first_row, bias,
+                 output + tile.image * p.output.batch_stride + int64_t{first_row} * p.output.row_stride, box);
     }
   });
 }

@@ -1,11 +1,12 @@
 // How a problem of stem.h is cut up: the cheapest tile, by a count of instructions, whose box fits into shared memory
-// with as few chunks of terms as possible. Neither depends on the batch, so sums of one image do not.
+// with as few chunks of terms as possible. Neither depends on the batch or on addresses, so sums of one image do not.
 #pragma once
 
 #include <cmath>
 #include <tuple>
 
 #include "depthwise_axis.cuh"
+#include "plan_cache.h"
 #include "stem.h"
 #include "stem_tile.cuh"
 
@@ -15,26 +16,35 @@ struct StemProblem {
   ScalarType dtype;
   const Geometry<3>& geometry;
   const DirectOperand& image;
-  const DirectOperand& result;  // of the forward pass, or its gradient
+  const DirectOperand& result;         // of the forward pass, or its gradient
   int64_t most_positions, most_terms;  // of a tile and of a chunk
 };
 
 constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
-// Whether elements come in pieces: one whose first neighbours along `inner` adjoin, from addresses that allow it.
+// Whether the elements of an image come in pieces: of which the neighbours along `inner` adjoin, if its beginning is at
+// an address that allows it.
 struct StemStride {
   int64_t size, stride;
 };
-inline bool in_pieces(const void* data, int64_t piece, StemStride inner, std::initializer_list<StemStride> outer) {
-  bool result = reinterpret_cast<uintptr_t>(data) % kPieceBytes == 0 && inner.stride == 1 && inner.size % piece == 0;
+inline bool in_pieces(int64_t piece, StemStride inner, std::initializer_list<StemStride> outer) {
+  bool result = inner.stride == 1 && inner.size % piece == 0;
   for (const StemStride& step : outer) result &= step.size == 1 || step.stride % piece == 0;
   return result;
+}
+
+// Whether every image of a batch is.
+inline bool is_aligned(const DirectOperand& images, ScalarType dtype) {
+  const auto& [count, stride, axis_stride] = images.layout;
+  return reinterpret_cast<uintptr_t>(images.data) % kPieceBytes == 0 &&
+         (count[0] == 1 || stride[0] * element_size(dtype) % kPieceBytes == 0);
 }
 
 // Whether offsets inside of one image fit 32 bits, those of places beside it too.
 inline bool in_reach(const StemProblem& problem) {
   const Geometry<3>& g = problem.geometry;
-  double largest = std::max(image_reach(problem.image.layout, g.image), image_reach(problem.result.layout, g.positions));
+  double largest =
+      std::max(image_reach(problem.image.layout, g.image), image_reach(problem.result.layout, g.positions));
   for (int axis = 0; axis < 3; ++axis) {
     const double reach = std::fabs(static_cast<double>(g.padding_low[axis])) +
                          (static_cast<double>(g.positions[axis]) + kStemPositions) * g.stride[axis] +
@@ -43,6 +53,13 @@ inline bool in_reach(const StemProblem& problem) {
   }
   constexpr int64_t most_kernel = 1 << 15;  // more taps are hardly a stem
   return largest <= std::min(limits.index, double{1 << 30}) && g.tap_numel() <= most_kernel;
+}
+
+// What the plan of a problem depends on, as far as both kernels share it. Addresses are not among it.
+inline PlanKey key_of(ScalarType dtype, const Geometry<3>& geometry, const DirectOperand& image,
+                      const DirectOperand& result) {
+  PlanKey key({static_cast<int64_t>(dtype), static_cast<int64_t>(limits.index), limits.busy});
+  return key.add(geometry).add(image.layout).add(result.layout);
 }
 
 // The image and how its lines lie.
@@ -62,12 +79,9 @@ inline StemTiling make_tiling(const StemProblem& problem) {
   tiling.interleaved = count[2] > 1 && stride[2] > 0 && axis[2] == count[2] * stride[2];
   tiling.image_step = static_cast<int>(tiling.interleaved ? stride[2] : axis[2]);
   tiling.line_size = static_cast<int>(g.image[2] * (tiling.interleaved ? count[2] : 1));
-  tiling.pieces = in_pieces(problem.image.data, kPieceBytes / element_size(problem.dtype),
-                            {tiling.line_size, tiling.image_step},
-                            {{count[0], stride[0]},
-                             {tiling.interleaved ? 1 : count[2], stride[2]},
-                             {g.image[0], axis[0]},
-                             {g.image[1], axis[1]}});
+  tiling.pieces =
+      in_pieces(kPieceBytes / element_size(problem.dtype), {tiling.line_size, tiling.image_step},
+                {{tiling.interleaved ? 1 : count[2], stride[2]}, {g.image[0], axis[0]}, {g.image[1], axis[1]}});
   return tiling;
 }
 
@@ -92,7 +106,8 @@ bool cut_terms(StemTiling& tiling, int64_t step, int64_t most_terms, Fits&& fits
     tiling.chunk_terms = static_cast<int>(terms), tiling.padded_terms = static_cast<int>(round_up(terms, step));
     tiling.box_z = static_cast<int>(z), tiling.box_y = static_cast<int>(y), tiling.pitch = static_cast<int>(pitch);
     tiling.lines = static_cast<int>(lines);
-    tiling.items = static_cast<int>(tiling.pieces ? pitch / piece : pitch);
+    tiling.elements = static_cast<int>(x);
+    tiling.items = static_cast<int>(tiling.pieces ? pitch / piece : x);
     return fits();
   };
   for (int axis = 0; axis < 4; chunk[axis++] = 1)
@@ -121,8 +136,6 @@ inline void finish_tiling(StemTiling& tiling, int64_t batch) {
   tiling.terms = Unraveler<4, int>(terms), tiling.chunks = Unraveler<4, int>(chunks);
   tiling.width = Divider<int>(tiling.tile[2]), tiling.height = Divider<int>(tiling.tile[1]);
   tiling.line_z = Divider<int>(tiling.box_z), tiling.line_y = Divider<int>(tiling.box_y);
-  tiling.lanes_log2 = std::min(static_cast<int>(std::bit_width(static_cast<unsigned>(tiling.items - 1))),
-                               static_cast<int>(std::bit_width(unsigned{kStemThreads})) - 1);
 }
 
 // Whether neighbouring rows are nearer in memory than neighbouring positions.
@@ -137,9 +150,8 @@ inline StemRows make_rows(const StemProblem& problem, const StemTiling& tiling) 
   rows.batch_stride = stride[0], rows.row_stride = static_cast<int>(stride[2]);
   for (int i = 0; i < 3; ++i) rows.axis_stride[i] = static_cast<int>(axis[i]);
   rows.rows_adjoin = rows_adjoin_in(problem.result.layout);
-  const std::initializer_list<StemStride> outer = {{count[0], stride[0]}, {positions[0], axis[0]}, {positions[1], axis[1]}};
-  rows.pieces = in_pieces(problem.result.data, piece, rows.rows_adjoin ? StemStride{count[2], stride[2]}
-                                                                      : StemStride{positions[2], axis[2]}, outer);
+  const StemStride inner = rows.rows_adjoin ? StemStride{count[2], stride[2]} : StemStride{positions[2], axis[2]};
+  rows.pieces = in_pieces(piece, inner, {{positions[0], axis[0]}, {positions[1], axis[1]}});
   if (rows.rows_adjoin)
     rows.pieces &= positions[2] == 1 || axis[2] % piece == 0;
   else
@@ -147,8 +159,18 @@ inline StemRows make_rows(const StemProblem& problem, const StemTiling& tiling) 
   return rows;
 }
 
-// The best tile and its chunks. fits(tiling) says whether a block holds them, steps(tiling) how many instructions it
-// takes a warp to multiply them.
+// Where images are not aligned as the plan supposes, elements are moved one by one, in the same tiles and chunks: sums
+// do not depend on where in a batch an image is.
+inline void fit_to_memory(StemTiling& tiling, StemRows& rows, ScalarType dtype, const DirectOperand& image,
+                          const DirectOperand& result) {
+  rows.pieces &= is_aligned(result, dtype);
+  tiling.pieces &= is_aligned(image, dtype);
+  if (!tiling.pieces) tiling.items = tiling.elements;
+  tiling.lanes_log2 = std::min(static_cast<int>(std::bit_width(static_cast<unsigned>(tiling.items - 1))),
+                               static_cast<int>(std::bit_width(unsigned{kStemThreads})) - 1);
+}
+
+// The best tile and its chunks. fits(tiling) says whether the shared memory of a block holds what they take.
 struct StemCut {
   bool fits = false;
   StemTiling tiling;
@@ -160,13 +182,20 @@ StemCut cut_stem(const StemProblem& problem, Fits&& fits) {
   StemCut best;
   if (!in_reach(problem)) return best;
   best.tiling = make_tiling(problem);
+  // With fewer positions, or a larger box of elements that nobody reads, an implicit matrix product is better.
+  constexpr int64_t least_positions = 32;
+  constexpr double least_box = 1024;
+  const double most_waste = best.tiling.pieces ? 8 : 4;
   const int64_t step = 2 * kPieceBytes / element_size(problem.dtype);
   const auto& positions = problem.geometry.positions;
   double best_cost = 0;
   const auto consider = [&](int64_t z, int64_t y, int64_t x) {
     StemTiling tiling = best.tiling;
     tiling.tile[0] = static_cast<int>(z), tiling.tile[1] = static_cast<int>(y), tiling.tile[2] = static_cast<int>(x);
+    if (z * y * x < std::min<int64_t>(least_positions, problem.geometry.position_numel())) return;
     if (!cut_terms(tiling, step, problem.most_terms, [&] { return fits(tiling); })) return;
+    if (static_cast<double>(tiling.lines) * tiling.pitch > most_waste * z * y * x * tiling.chunk_terms + least_box)
+      return;
     const StemRows rows = make_rows(problem, tiling);
     double tiles = 1, chunks = ceil_div(tiling.channels, tiling.chunk_channels);
     for (int axis = 0; axis < 3; ++axis) {

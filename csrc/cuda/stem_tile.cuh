@@ -5,8 +5,8 @@
 //
 // Both are tables, so nothing is divided where products are made. Terms are ordered as a contiguous weight has them:
 // channel, then taps along z, y and x. A chunk is a run of them: one channel and tap along each of the first axes, some
-// along the next one, and all along the others; the last chunk along an axis may have fewer, and then uses the beginning
-// of the tables.
+// along the next one, and all along the others; the last chunk along an axis may have fewer, and then uses the
+// beginning of the tables.
 //
 // The box is made of lines, which run along x, or along x and the channels where these are interleaved (channels_last).
 // Lines come as they lie in memory, in pieces of 16 bytes where the image consists of such.
@@ -47,9 +47,9 @@ struct StemTile {
 struct StemTiling {
   int positions[3], stride[3], dilation[3], padding_low[3], channels, kernel[3];
 
-  int tile[3];                      // positions of a tile
-  Divider<int> width, height;       // of a tile
-  Unraveler<4, int64_t> tiles;      // batch, z, y, x
+  int tile[3];                  // positions of a tile
+  Divider<int> width, height;   // of a tile
+  Unraveler<4, int64_t> tiles;  // batch, z, y, x
   int64_t tile_count;
 
   int chunk_channels, chunk_taps[3];
@@ -57,13 +57,15 @@ struct StemTiling {
   Unraveler<4, int> chunks, terms;  // of the weight, and of a chunk: channel, z, y, x
   int chunk_count;
 
-  int64_t image_batch;                        // strides
+  int64_t image_batch;                              // strides
   int image_channel, image_z, image_y, image_step;  // the last from element to element of a line
-  int size_z, size_y, line_size;              // of the image
+  int size_z, size_y, line_size;                    // of the image
   bool interleaved, pieces;
-  int box_z, box_y, pitch, items, lines;      // lines along each axis; elements and moves of a line; all lines
+  int box_z, box_y, pitch, elements, items, lines;  // lines along each axis; elements and moves of a line; all lines
   Divider<int> line_z, line_y;
-  int lanes_log2;                             // threads that move a line together
+  int lanes_log2;  // threads that move a line together
+
+  UNFOLDCONV_HOST_DEVICE int tile_positions() const { return tile[0] * tile[1] * tile[2]; }
 
   __device__ __forceinline__ StemTile tile_at(int64_t index) const {
     int64_t at[4];

@@ -10,8 +10,8 @@
 //
 // A block owns the sums of some rows and one chunk of terms over every splits-th tile of positions: it brings the tile
 // of the gradient and the box that its windows read (stem_tile.cuh). A warp has all of the rows, some of the terms, and
-// where there are few terms some of the positions: warps that share terms are added up in order at the end. Lane 4 g + t
-// has the sums of rows 8 i + g and terms 8 j + 2 t and the next one of its warp, for all i and j. Every element is
+// where there are few terms some of the positions: warps that share terms are added up in order at the end. Lane 4 g +
+// t has the sums of rows 8 i + g and terms 8 j + 2 t and the next one of its warp, for all i and j. Every element is
 // written by one thread, for each split, and a second kernel adds these (split_sums.cuh).
 //
 // Floors, besides bytes / bandwidth: a step of 16 positions, 64 rows and 40 terms takes a warp 20 products (m16n8k16),
@@ -153,22 +153,22 @@ __device__ __forceinline__ void multiply_positions(WeightSum<T>& sum, const Weig
   }
 }
 
-// Begins to bring a tile of the gradient to shared memory, with zeros where there is none.
+// Begins to bring a tile of the gradient to shared memory, with zeros where there is none. `begin` is its first row;
+// `plane_offset` says where the positions of the tile are in a plane, if there.
 template <class T>
-__device__ __forceinline__ void load_gradient(const WeightSumParameters& p, const T* __restrict__ gradient,
-                                              const StemTile& tile, int rows, T* copy) {
-  const T* const begin = gradient + tile.image * p.gradient.batch_stride;
+__device__ __forceinline__ void load_gradient(const WeightSumParameters& p, const T* __restrict__ begin,
+                                              const int* plane_offset, int rows, T* copy) {
   const auto move = [&]<int Width>() {
     for_each_of_rows<Width, T, kStemRows<T>, kStemDepth<T>>(
         p.gradient.rows_adjoin, [&](int row, int position, int index) {
-          const int offset = p.tiling.offset_in_plane(tile, position, p.gradient.axis_stride);
+          const int offset = plane_offset[position];
           const bool there = row < rows && offset >= 0;
           const T* const from = begin + offset + int64_t{row} * p.gradient.row_stride;
           if constexpr (Width == 1) {
             copy[index] = there ? *from : T{};
           } else {
             MovedPiece<T> moved;
-            moved.fetch(reinterpret_cast<unsigned char*>(copy + index), from, there, gradient);
+            moved.fetch(reinterpret_cast<unsigned char*>(copy + index), from, there, begin);
             moved.put(reinterpret_cast<unsigned char*>(copy + index));
           }
         });
@@ -180,13 +180,14 @@ __device__ __forceinline__ void load_gradient(const WeightSumParameters& p, cons
 }
 
 template <class T, bool Tf32>
-__global__ void __launch_bounds__(kStemThreads)
+__global__ void __launch_bounds__(kStemThreads, (kOwnTerms<T, Tf32> ? 2 : 3))
     sum_stem(const T* __restrict__ image, const T* __restrict__ gradient, T* result, Accumulator<T>* partial,
              const __grid_constant__ WeightSumParameters p) {
   using A = Accumulator<T>;
   constexpr int step = kStemStep<T>;
   const StemTiling& tiling = p.tiling;
-  int* const place = dynamic_shared<int>();  // of the positions of a tile in the box
+  int* const place = dynamic_shared<int>();  // of the positions of a tile in the box, or -1
+  int* const plane_offset = place + kStemDepth<T>;
   T* const gradients = reinterpret_cast<T*>(dynamic_shared<char>() + p.gradient_at);
   T* const box = reinterpret_cast<T*>(dynamic_shared<char>() + p.box_at);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, pair = lane % 4 * 2;
@@ -203,7 +204,7 @@ __global__ void __launch_bounds__(kStemThreads)
   const bool adjoin = p.gradient.rows_adjoin;
   const int row_step = adjoin ? 1 : StemRows::pitch<T>(kStemDepth<T>);
   const int position_step = adjoin ? StemRows::pitch<T>(kStemRows<T>) : 1;
-  const int used = tiling.tile[0] * tiling.tile[1] * tiling.tile[2], steps = (used + step - 1) / step;
+  const int used = tiling.tile_positions(), steps = (used + step - 1) / step;
 
   for_each_tile(p.jobs, [&](int64_t job) {
     const int first_row = static_cast<int>(p.row_tiles.divide(job)) * p.tile_rows;
@@ -220,11 +221,14 @@ __global__ void __launch_bounds__(kStemThreads)
       const bool whole = used % step == 0 && tiling.is_whole(tile);
       __syncthreads();  // nobody reads what is in shared memory
       const int shift = tiling.load(image, tile, chunk, box);
-      load_gradient(p, gradient + int64_t{first_row} * p.gradient.row_stride, tile, rows, gradients);
       if (threadIdx.x < kStemDepth<T>) {
-        const bool there = tiling.offset_in_plane(tile, threadIdx.x, p.gradient.axis_stride) >= 0;
-        place[threadIdx.x] = there ? tiling.place_of(threadIdx.x) + shift : -1;
+        const int offset = tiling.offset_in_plane(tile, threadIdx.x, p.gradient.axis_stride);
+        plane_offset[threadIdx.x] = offset;
+        place[threadIdx.x] = offset < 0 ? -1 : tiling.place_of(threadIdx.x) + shift;
       }
+      __syncthreads();  // the tables are there
+      load_gradient(p, gradient + tile.image * p.gradient.batch_stride + int64_t{first_row} * p.gradient.row_stride,
+                    plane_offset, rows, gradients);
       arrive();
       __syncthreads();  // the operands are there
       const auto multiply = [&]<bool Edge>() {
@@ -283,8 +287,7 @@ void launch_sums(void* stream, const StemWeightSums& problem, const StemPlan& pl
   auto* const partial = plan.splits > 1 ? static_cast<Accumulator<T>*>(workspace) : nullptr;
   launch(sum_stem<T, Tf32>, Grid{plan.blocks, kStemThreads, plan.shared_bytes}, stream,
          static_cast<const T*>(problem.image.data), static_cast<const T*>(problem.gradient.data), result, partial, p);
-  if (partial != nullptr)
-    launch_add_splits<T>(stream, partial, result, int64_t{p.rows} * p.all_terms, plan.splits);
+  if (partial != nullptr) launch_add_splits<T>(stream, partial, result, int64_t{p.rows} * p.all_terms, plan.splits);
 }
 
 }  // namespace
