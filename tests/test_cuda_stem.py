@@ -265,7 +265,7 @@ def test_the_engine_is_chosen_where_it_can_be() -> None:
         # Few positions fit into the box of a block, or hardly an element of it is read.
         for far in (
             {"stride": (3000,), "input_size": (150000,)},
-            {"stride": (40,), "kernel_size": (1,), "input_size": (7200,)},
+            {"stride": (200,), "kernel_size": (1,), "input_size": (72000,)},
         ):
             assert engines_of(dataclasses.replace(NAMED["speech-1d"], **far)) == {"implicit_gemm"}
         load().set_limits(index=2000, blocks=MOST)

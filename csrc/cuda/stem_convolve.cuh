@@ -232,6 +232,7 @@ __global__ void __launch_bounds__(kStemThreads)
   int own_place[4];  // in the box
 #pragma unroll
   for (int i = 0; i < 4; ++i) own_place[i] = tiling.place_of(threadIdx.x / 32 * 32 + 8 * i + threadIdx.x % 32 / 4);
+  const bool has_positions = static_cast<int>(threadIdx.x) / 32 * 32 < tiling.tile_positions();  // this warp
   const int pitch = StemRows::pitch<T>(tiling.padded_terms);
 
   for_each_tile(p.jobs, [&](int64_t job) {
@@ -250,8 +251,8 @@ __global__ void __launch_bounds__(kStemThreads)
         const int shift = tiling.load(image, tile, chunk, box);
         if (c == 0) place[threadIdx.x] = tiling.offset_in_plane(tile, threadIdx.x, p.output.axis_stride);
         arrive();
-        __syncthreads();                                                 // the operands are there
-        if (threadIdx.x / 32 * 32 >= tiling.tile_positions()) continue;  // this warp has none
+        __syncthreads();  // the operands are there
+        if (!has_positions) continue;
         int first = 0;
         const auto multiply = [&]<bool Tail>() {
           const StemPatches<T, Tail> patches{box + shift,
