@@ -13,6 +13,7 @@
 #include "implicit_gemm.h"
 #include "phases.h"
 #include "planes.h"
+#include "stem_engine.h"
 
 namespace unfoldconv {
 namespace {
@@ -77,6 +78,7 @@ void conv(const Place& place, const Tensor& input, const Tensor& weight, const B
   if (use_depthwise<Rank>(place, image, result, &weight, geometry))
     return cpu::depthwise_conv(input, weight, bias, geometry, groups, output);
   if (direct_conv<Rank>(place, input, weight, bias, geometry, groups, output)) return;
+  if (stem_conv<Rank>(place, input, weight, bias, geometry, groups, output)) return;
   const Planes<Rank> weights = weight_planes<Rank>(weight, groups, /*swap=*/false);
   correlate<Rank>(place, {image, geometry, {weights}, {result}, bias_data(bias), input});
 }
@@ -157,6 +159,7 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
   if (use_depthwise<Rank>(place, image, output, nullptr, geometry))
     return cpu::depthwise_weight_grad(grad_output, input, geometry, groups, grad_weight);
   if (direct_weight_grad<Rank>(place, grad_output, input, geometry, groups, grad_weight)) return;
+  if (stem_weight_grad<Rank>(place, grad_output, input, geometry, groups, grad_weight)) return;
   const WeightSums<Rank> problem{output, image, geometry, grad_weight};
   if (!place.cuda && !reaches_far(geometry) && cpu::weight_sums<Rank>(problem)) return;
 #ifdef UNFOLDCONV_WITH_CUDA

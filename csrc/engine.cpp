@@ -10,8 +10,8 @@
 namespace unfoldconv {
 namespace {
 
-constexpr Engine kEngines[] = {Engine::automatic, Engine::columns, Engine::positions,    Engine::channels,
-                               Engine::depthwise, Engine::grouped, Engine::implicit_gemm};
+constexpr Engine kEngines[] = {Engine::automatic, Engine::columns, Engine::positions, Engine::channels,
+                               Engine::depthwise, Engine::grouped, Engine::stem,      Engine::implicit_gemm};
 
 thread_local std::optional<Report> current;
 thread_local Engine tried = Engine::automatic;
@@ -38,6 +38,7 @@ const char* name_of(Engine engine) {
     case Engine::channels: return "channels";
     case Engine::depthwise: return "depthwise";
     case Engine::grouped: return "grouped";
+    case Engine::stem: return "stem";
     case Engine::implicit_gemm: return "implicit_gemm";
   }
   return "";

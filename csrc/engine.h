@@ -8,7 +8,7 @@
 
 namespace unfoldconv {
 
-enum class Engine { automatic, columns, positions, channels, depthwise, grouped, implicit_gemm };
+enum class Engine { automatic, columns, positions, channels, depthwise, grouped, stem, implicit_gemm };
 
 const char* name_of(Engine engine);
 

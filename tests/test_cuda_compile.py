@@ -49,7 +49,7 @@ def test_source_compiles_for_every_architecture(source: Path, objects: Path) -> 
 
 
 # Kernels whose inner loops must stay in registers.
-MAIN_KERNELS = ("correlate_tiles", "sum_weights")
+MAIN_KERNELS = ("correlate_tiles", "sum_weights", "convolve_stem", "sum_stem")
 
 
 def test_main_kernels_spill_no_registers(objects: Path) -> None:

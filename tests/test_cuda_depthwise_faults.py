@@ -90,7 +90,7 @@ FAULTS = [
     barrier("store", CORRELATE, f"(work.result);\n    {BARRIER}", correlating("three-2d"), plain),
     barrier("sum_image", SUMS, f"{BARRIER}\n      if (!busy)", summing("three-2d"), channels_last),
     barrier("sums", SUMS, f"{BARRIER}  // the sums take", summing("three-2d"), plain),
-    barrier("splits", SUMS, f"[lane] = sum;\n    {BARRIER}", summing("three-2d"), plain),
+    barrier("splits", "split_sums.cuh", f"[lane] = sum;\n    {BARRIER}", summing("three-2d"), plain),
     Fault(
         "bounds",
         BOX,

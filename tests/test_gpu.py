@@ -23,6 +23,7 @@ CASES = [
     make_case("plain", 2, in_channels=16, out_channels=24, input_size=(9, 11), kernel_size=(3, 3), bias=True),
     make_case("depthwise", 2, in_channels=8, out_channels=8, groups=8, input_size=(9, 11), kernel_size=(3, 3)),
     make_case("few_in_groups", 2, in_channels=16, out_channels=16, groups=4, input_size=(9, 11), kernel_size=(3, 3)),
+    make_case("stem", 2, in_channels=3, out_channels=24, input_size=(16, 24), kernel_size=(7, 7), stride=(2, 2)),
     make_case("odd", 2, in_channels=5, out_channels=7, input_size=(9, 11), kernel_size=(2, 3), stride=(2, 1)),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

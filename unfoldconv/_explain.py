@@ -17,7 +17,7 @@ class Step:
 
     Attributes:
         engine: `columns`, `positions`, `channels`, `depthwise` or `grouped`; on CUDA `columns`, `implicit_gemm`,
-            `depthwise` or `grouped`.
+            `depthwise`, `grouped` or `stem`.
         tile: Rows x lanes that the micro-kernel holds in registers; on CUDA what a block computes, rows x positions (or
             terms), or rows x columns of positions of a plane; empty where the engine has neither.
         tasks: Into how many parts the work is cut, on CUDA blocks; the same for any number of threads.

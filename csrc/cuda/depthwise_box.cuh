@@ -71,12 +71,26 @@ struct BoxTensor {
   }
 };
 
-// Without sizes and steps, which an axis knows.
+// Without sizes and steps, which orient() adds.
 inline BoxTensor box_tensor(const DirectOperand& operand, ScalarType dtype) {
   const auto& [count, stride, axis_stride] = operand.layout;
   BoxTensor result{operand.data, element_size(dtype), stride[0], stride[2], count[1] * count[2], {}, {}, {}};
   std::copy(axis_stride, axis_stride + 3, result.stride);
   return result;
+}
+
+// The axes of a problem in the order in which the kernels have them, which is the same for all tensors: strips are
+// along y, so a single row becomes a column. `tap_stride` is of anything that has taps.
+inline void orient(Axis<int64_t> (&axis)[3], int64_t (&tap_stride)[3], BoxTensor& source, BoxTensor& result) {
+  if (axis[1].most_results() == 1) {
+    std::swap(axis[1], axis[2]);
+    std::swap(tap_stride[1], tap_stride[2]);
+    source.swap_last_axes(), result.swap_last_axes();
+  }
+  for (int i = 0; i < 3; ++i) {
+    source.size[i] = axis[i].source_size, source.step[i] = axis[i].source_step;
+    result.size[i] = axis[i].result_size, result.step[i] = axis[i].result_step;
+  }
 }
 
 // The pitch of planes in shared memory. It is odd, so that threads that go along the planes meet no bank conflicts, and

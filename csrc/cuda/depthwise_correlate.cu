@@ -3,6 +3,7 @@
 
 #include "depthwise.h"
 #include "depthwise_correlate.cuh"
+#include "plan_cache.h"
 
 namespace unfoldconv::cuda {
 namespace {
@@ -19,15 +20,7 @@ struct Oriented {
       : source(box_tensor(problem.source, problem.dtype)), result(box_tensor(problem.result, problem.dtype)) {
     std::copy(problem.weight.layout.axis_stride, problem.weight.layout.axis_stride + 3, weight_stride);
     for (int i = 0; i < 3; ++i) axis[i] = make_axis(problem.geometry, i, problem.backward);
-    if (axis[1].most_results() == 1) {  // strips are along y
-      std::swap(axis[1], axis[2]);
-      std::swap(weight_stride[1], weight_stride[2]);
-      source.swap_last_axes(), result.swap_last_axes();
-    }
-    for (int i = 0; i < 3; ++i) {
-      source.size[i] = axis[i].source_size, source.step[i] = axis[i].source_step;
-      result.size[i] = axis[i].result_size, result.step[i] = axis[i].result_step;
-    }
+    orient(axis, weight_stride, source, result);
   }
 };
 
@@ -189,7 +182,11 @@ void launch_correlate(void* stream, const DirectCorrelation& problem, const Plan
 }  // namespace
 
 DirectPlan correlate_direct(void* stream, const DirectCorrelation& problem, bool run) {
-  const Plan plan = make_plan(problem);
+  static PlanCache<Plan> plans;
+  PlanKey key({static_cast<int64_t>(problem.dtype), problem.backward});
+  key.add(problem.geometry).add(problem.source.layout).add(problem.weight.layout).add(problem.result.layout);
+  Plan plan = plans.get(key, [&] { return make_plan(problem); });
+  plan.of.source.data = problem.source.data, plan.of.result.data = problem.result.data;
   if (!plan.fits || !run) return plan;
   dispatch_float(problem.dtype, [&](auto type) {
     with_index(largest_index(problem, plan), [&](auto index_type) {

@@ -1,6 +1,7 @@
 // Direct sums for the weight gradient: which tile, how many splits, which kernel (depthwise_weight_grad.cuh).
 #include "depthwise.h"
 #include "depthwise_weight_grad.cuh"
+#include "plan_cache.h"
 
 namespace unfoldconv::cuda {
 namespace {
@@ -24,15 +25,7 @@ struct Plan : DirectPlan {
       taps *= axis[i].taps;
     }
     numel = problem.image.layout.count[1] * problem.image.layout.count[2] * problem.gradient.layout.count[2] * taps;
-    if (axis[1].most_results() == 1) {  // strips are along y
-      std::swap(axis[1], axis[2]);
-      std::swap(tap_stride[1], tap_stride[2]);
-      image.swap_last_axes(), gradient.swap_last_axes();
-    }
-    for (int i = 0; i < 3; ++i) {
-      image.size[i] = axis[i].source_size, image.step[i] = axis[i].source_step;
-      gradient.size[i] = axis[i].result_size, gradient.step[i] = axis[i].result_step;
-    }
+    orient(axis, tap_stride, image, gradient);
   }
 };
 
@@ -201,17 +194,18 @@ void launch_sums(void* stream, const DirectWeightSums& problem, const Plan& plan
   launch(sum_tiles<T, Index>, grid, stream, static_cast<const T*>(problem.image.data),
          static_cast<const T*>(problem.gradient.data), result, partial, make_problem<Index>(problem, plan),
          extent.work(plan));
-  if (plan.splits == 1) return;
-  const int64_t blocks = ceil_div(plan.numel, 32);
-  launch(add_splits<T>, Grid{blocks}, stream, static_cast<const Accumulator<T>*>(partial), result, plan.numel,
-         static_cast<int>(plan.splits), blocks);
+  if (partial != nullptr) launch_add_splits<T>(stream, partial, result, plan.numel, plan.splits);
 }
 
 }  // namespace
 
 DirectPlan weight_sums_direct(void* stream, const DirectWeightSums& problem, int64_t workspace_limit,
                               const Workspace& workspace) {
-  const Plan plan = make_plan(problem, workspace_limit);
+  static PlanCache<Plan> plans;
+  PlanKey key({static_cast<int64_t>(problem.dtype), workspace_limit});
+  key.add(problem.geometry).add(problem.gradient.layout).add(problem.image.layout);
+  Plan plan = plans.get(key, [&] { return make_plan(problem, workspace_limit); });
+  plan.image.data = problem.image.data, plan.gradient.data = problem.gradient.data;
   if (!plan.fits || !workspace) return plan;
   void* const sums = plan.splits > 1 ? workspace(plan.workspace_bytes) : nullptr;
   dispatch_float(problem.dtype, [&](auto type) {

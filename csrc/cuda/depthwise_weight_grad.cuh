@@ -17,6 +17,7 @@
 
 #include "depthwise_box.cuh"
 #include "depthwise_tiles.cuh"
+#include "split_sums.cuh"
 
 namespace unfoldconv::cuda {
 namespace {
@@ -206,33 +207,6 @@ __global__ void __launch_bounds__(kThreads, kDirectBlocks<T, Index>)
       else
         partial[static_cast<int64_t>(at[4]) * problem.numel + offset] = total;
     }
-  });
-}
-
-// result[i] = sum over the splits of partial[split, i]: each of kParts warps adds up every kParts-th split, and the
-// first of them what the others have found, in order.
-template <class T>
-__global__ void __launch_bounds__(kThreads)
-    add_splits(const Accumulator<T>* __restrict__ partial, T* result, int64_t numel, int splits, int64_t blocks) {
-  using A = Accumulator<T>;
-  constexpr int parts = kThreads / 32;
-  __shared__ A sums[parts][32];
-  const int lane = threadIdx.x % 32, part = threadIdx.x / 32;
-  for_each_tile(blocks, [&](int64_t block) {
-    const int64_t item = block * 32 + lane;
-    A sum{};
-    if (item < numel) {
-#pragma unroll 4
-      for (int split = part; split < splits; split += parts) sum += partial[split * numel + item];
-    }
-    sums[part][lane] = sum;
-    __syncthreads();
-    if (part == 0 && item < numel) {
-#pragma unroll
-      for (int i = 1; i < parts; ++i) sum += sums[i][lane];
-      result[item] = convert<T>(sum);
-    }
-    __syncthreads();
   });
 }
 

@@ -30,7 +30,10 @@ _COMMAND = (
 )
 
 # Host code that calls the kernels. What it asks of the CPU's engines is left out, and never called.
-_HOST_SOURCES = ("columns_engine.cpp", "convolution.cpp", "direct_engine.cpp", "engine.cpp", "implicit_gemm.cpp")
+_HOST_SOURCES = (
+    *("columns_engine.cpp", "convolution.cpp", "direct_engine.cpp", "engine.cpp", "implicit_gemm.cpp"),
+    "stem_engine.cpp",
+)
 
 # What kernels do with indices, pointers and integers is checked as they run. The emulator turns the trap of a violation
 # into an error of the launch.
