@@ -161,13 +161,8 @@ inline bool can_convolve(ScalarType dtype) {
     case ScalarType::Float:
     case ScalarType::Double:
     case ScalarType::ComplexFloat:
-    case ScalarType::ComplexDouble:
-    case ScalarType::Byte:
-    case ScalarType::Char:
-    case ScalarType::Short:
-    case ScalarType::Int:
-    case ScalarType::Long: return true;
-    default: return false;
+    case ScalarType::ComplexDouble: return true;
+    default: return is_integer(dtype);
   }
 }
 

@@ -1,4 +1,4 @@
-// The columns engine: bounded chunks of im2col and torch's GEMM, once for all devices.
+// The columns engine: bounded chunks of im2col and a matrix product, once for all devices.
 //
 //   conv              y_g  = W_g U_g           U = im2col(input), [C * taps, positions] per group
 //   conv_input_grad   the same over grad_output, phase by phase (phases.h), with the taps reversed
@@ -172,18 +172,18 @@ void correlate_by_columns(const Place& place, const Correlation<Rank>& problem) 
     // product [variants * rows, range.count] = weight [variants * rows, depth] @ columns [depth, range.count]
     Matrices left = row_major(weight + group * variants * rows * depth * size, variants * rows, depth);
     if (side_by_side(place, n, range.count)) {
-      multiply(g, left, columns, product, dtype, device);
+      multiply(place, g, left, columns, product, dtype, device);
       for (int64_t i = 0; i < n; ++i) write(product + i * range.count * size, first + i, 1, n * range.count);
       return;
     }
     if (g == 1) {
       left.batch_stride = 0;  // one weight for every image
-      multiply(n, left, columns, product, dtype, device);
+      multiply(place, n, left, columns, product, dtype, device);
     } else {
       Matrices of_image = columns;
       for (int64_t i = 0; i < n; ++i) {
         of_image.data = static_cast<const char*>(columns.data) + i * g * columns.batch_stride * size;
-        multiply(g, left, of_image, product + i * g * rows * range.count * size, dtype, device);
+        multiply(place, g, left, of_image, product + i * g * rows * range.count * size, dtype, device);
       }
     }
     for (int64_t variant = 0; variant < variants; ++variant)
@@ -270,7 +270,7 @@ void weight_sums_by_columns(const Place& place, const WeightSums<Rank>& problem)
         const Matrices left = columns_of<Rank>(place, grad_part, pointwise, range, grads, dtype);
         const Matrices right = columns_of<Rank>(place, image_part, geometry, range, columns, dtype);
         const int64_t products = side_by_side(place, n, range.count) ? 1 : n;  // for each group
-        multiply(products * g, left, transposed(right), product, dtype, device);
+        multiply(place, products * g, left, transposed(right), product, dtype, device);
         for (int64_t i = 0; i < products; ++i, first = false)
           add(product + i * block_numel * size, block_numel, sum, first);
       }

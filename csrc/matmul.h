@@ -1,11 +1,17 @@
-// Matrix products by torch's own GEMM, on memory that need not be a tensor.
+// Matrix products by torch's own GEMM, on memory that need not be a tensor; of integers on CUDA, for which torch has
+// none there, by ours.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 
 #include <array>
 
+#include "columns.h"
+#include "matrices.h"
 #include "scalar.h"
+#ifdef UNFOLDCONV_WITH_CUDA
+#include "cuda/integer_products.h"
+#endif
 
 #ifndef STABLE_TORCH_ERROR_CODE_CHECK  // torch 2.11 has it under its older name
 #define STABLE_TORCH_ERROR_CODE_CHECK TORCH_ERROR_CODE_CHECK
@@ -15,24 +21,13 @@ namespace unfoldconv {
 
 using torch::stable::Tensor;
 
-// A batch of matrices [batch, rows, cols] with strides in elements.
-struct Matrices {
-  const void* data;
-  int64_t rows, cols;
-  int64_t batch_stride, row_stride, col_stride;
-};
-
-inline Matrices row_major(const void* data, int64_t rows, int64_t cols) {
-  return {data, rows, cols, rows * cols, cols, 1};
-}
-
-inline Matrices transposed(const Matrices& m) {
-  return {m.data, m.cols, m.rows, m.batch_stride, m.col_stride, m.row_stride};
-}
-
 // product[b] = left[b] @ right[b] for b < batch; product is row-major and contiguous.
-inline void multiply(int64_t batch, const Matrices& left, const Matrices& right, void* product, ScalarType dtype,
-                     torch::stable::Device device) {
+inline void multiply([[maybe_unused]] const Place& place, int64_t batch, const Matrices& left, const Matrices& right,
+                     void* product, ScalarType dtype, torch::stable::Device device) {
+#ifdef UNFOLDCONV_WITH_CUDA
+  if (place.cuda && is_integer(dtype))
+    return cuda::multiply_integers(place.stream, batch, left, right, product, element_size(dtype));
+#endif
   const auto tensor = [&](const Matrices& m) {
     void* data = const_cast<void*>(m.data);
     if (batch == 1) {

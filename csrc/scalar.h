@@ -61,6 +61,18 @@ using Accumulator = typename AccumulatorOf<T>::type;
 
 inline bool is_16bit_float(ScalarType dtype) { return dtype == ScalarType::Half || dtype == ScalarType::BFloat16; }
 
+// Those that convolutions take.
+inline bool is_integer(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Byte:
+    case ScalarType::Char:
+    case ScalarType::Short:
+    case ScalarType::Int:
+    case ScalarType::Long: return true;
+    default: return false;
+  }
+}
+
 // A caught call: the only exception that leaves the library. The prefix lets Python tell it from torch's own.
 [[noreturn]] inline void refuse(const std::string& message) { throw std::runtime_error("unfoldconv: " + message); }
 

@@ -10,7 +10,7 @@ from torch import Tensor
 import unfoldconv as uc
 from cases import Case, random_tensor
 from compare import assert_within_rounding, bits, wide
-from unfoldconv.reference import conv_naive, conv_transpose_naive, unfold_conv
+from unfoldconv.reference import conv_naive, conv_transpose_naive, unfold_conv, unfold_naive
 
 CONV = {1: uc.conv1d, 2: uc.conv2d, 3: uc.conv3d}
 CONV_TRANSPOSE = {1: uc.conv_transpose1d, 2: uc.conv_transpose2d, 3: uc.conv_transpose3d}
@@ -85,6 +85,22 @@ def operands(name: str, case: Case, dtype: torch.dtype, device: torch.device | s
     if not case.bias or name == "conv_weight_grad":
         tensors[2] = None
     return tensors
+
+
+def _integer_weight_grad(case: Case, output: Tensor, input: Tensor) -> Tensor:
+    """Which autograd does not know: grad_output times the columns, modulo 2^bits."""
+    batch, groups = input.shape[0], case.groups
+    columns = unfold_naive(input, case.kernel_size, **case.window).long()
+    grads = output.long().reshape(batch, groups, case.out_channels // groups, columns.shape[-1])
+    products = grads @ columns.reshape(batch, groups, case.in_channels // groups * case.taps, columns.shape[-1]).mT
+    return products.sum(0).to(output.dtype).reshape(case.weight_shape)
+
+
+def expected_integers(name: str, case: Case, tensors: Sequence[Any]) -> Tensor:
+    """The result of operands on the CPU, to the bit: integers wrap around."""
+    if name == "conv_weight_grad":
+        return _integer_weight_grad(case, *tensors[:2])
+    return COMPUTATIONS[name][1](case, *tensors)
 
 
 class _Operands:

@@ -252,6 +252,14 @@ def test_architectures_of_the_environment(no_cuda: pytest.MonkeyPatch, tmp_path:
     ]
 
 
+@pytest.mark.parametrize(
+    ("version", "flag"),
+    [("12.0", "-Xfatbin=-compress-all"), ("12.9", "-Xfatbin=-compress-all"), ("13.0", "--compress-mode=size")],
+)
+def test_machine_code_is_compressed_as_drivers_can_read_it(version: str, flag: str) -> None:
+    assert Toolkit(Path("/cuda"), version, ("8.0",)).compression_flag() == flag
+
+
 def test_unknown_architecture_is_refused() -> None:
     with pytest.raises(BuildError, match=r"TORCH_CUDA_ARCH_LIST must hold names like 8\.0, .* but got Turing"):
         Toolkit(Path("/cuda"), "13.0", ("8.0", "Turing")).architecture_flags()

@@ -122,6 +122,12 @@ def test_turing(dtype: torch.dtype) -> None:
             check("conv_weight_grad", case, dtype, emulated=turing)
 
 
+def test_turing_has_no_tf32() -> None:
+    """Where it is allowed, products are in float32 all the same."""
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    test_turing(torch.float32)
+
+
 # --- gradients of weights ---------------------------------------------------------------------------------------------
 
 # Chunks of several images and of parts of rows; more terms and rows than a tile has; sums that are split.

@@ -3,16 +3,17 @@
 The other tests run on a GPU too, by their `device`; `tests/gpu/check.py` runs all of them and more.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import unfoldconv as uc
-from cases import MEMORY_FORMATS, Case, make_case
+from cases import COMPLEX, FLOATS, INTEGERS, MEMORY_FORMATS, Case, make_case
 from compare import assert_same_bits, assert_within_rounding
-from computations import COMPUTATIONS, expected_of, operands
+from computations import COMPUTATIONS, expected_integers, expected_of, operands
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -29,18 +30,34 @@ CASES = [
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
-@each_computation
-@each_case
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
-def test_every_op(case: Case, name: str, dtype: torch.dtype) -> None:
-    """Small, and hardly a kernel but ours: what the sanitizers run."""
-    tensors = operands(name, case, dtype, "cpu")
-    exact, magnitude = expected_of(name, case, tensors)
+def _results(name: str, case: Case, tensors: list[Any]) -> Iterator[tuple[str, Tensor]]:
+    """Memory formats, and what the GPU computes of the tensors in each."""
     for memory_format in ("contiguous", "channels_last"):
         first, second, bias = (tensor if tensor is None else tensor.to(CUDA) for tensor in tensors)
         arranged = [MEMORY_FORMATS[memory_format](first), MEMORY_FORMATS[memory_format](second), bias]
-        result = COMPUTATIONS[name][0][-1](case, *arranged)
-        assert_within_rounding(result.cpu(), exact, magnitude, memory_format)
+        yield memory_format, COMPUTATIONS[name][0][-1](case, *arranged).cpu()
+
+
+@each_computation
+@each_case
+@pytest.mark.parametrize("dtype", [*FLOATS, *COMPLEX], ids=str)
+def test_every_op(case: Case, name: str, dtype: torch.dtype) -> None:
+    """Small, and of floats hardly a kernel but ours: what the sanitizers run."""
+    tensors = operands(name, case, dtype, "cpu")
+    exact, magnitude = expected_of(name, case, tensors)
+    for memory_format, result in _results(name, case, tensors):
+        assert_within_rounding(result, exact, magnitude, memory_format)
+
+
+@each_computation
+@each_case
+@pytest.mark.parametrize("dtype", INTEGERS, ids=str)
+def test_every_op_of_integers(case: Case, name: str, dtype: torch.dtype) -> None:
+    """To the bit, wrapping around."""
+    tensors = operands(name, case, dtype, "cpu")
+    expected = expected_integers(name, case, tensors)
+    for memory_format, result in _results(name, case, tensors):
+        assert_same_bits(result.contiguous(), expected, memory_format)
 
 
 def _all_ops(x: Tensor, w: Tensor) -> list[Tensor]:

@@ -5,6 +5,7 @@
 
 #include "../../csrc/checks.h"
 #include "../../csrc/convolution.h"
+#include "../../csrc/cuda/integer_products.h"
 #include "../../csrc/workspace.h"
 
 namespace unfoldconv {
@@ -72,12 +73,23 @@ void run_conv_weight_grad(const View& grad_output, const View& input, const List
                 });
 }
 
+// Views of left [batch, rows, depth], right [batch, depth, cols] and the contiguous product [batch, rows, cols].
+void run_multiply_integers(const View& left, const View& right, const View& product) {
+  const auto matrices = [](const View& view) {
+    const auto& [address, sizes, strides, dtype] = view;
+    return Matrices{reinterpret_cast<void*>(address), sizes[1], sizes[2], strides[0], strides[1], strides[2]};
+  };
+  cuda::multiply_integers(nullptr, std::get<1>(product)[0], matrices(left), matrices(right),
+                          reinterpret_cast<void*>(std::get<0>(product)), element_size(std::get<3>(product)));
+}
+
 }  // namespace
 
 void define_convolutions(pybind11::module_& module) {
   module.def("conv", run_conv);
   module.def("conv_input_grad", run_conv_input_grad);
   module.def("conv_weight_grad", run_conv_weight_grad);
+  module.def("multiply_integers", run_multiply_integers);
   module.def("set_workspace_limit", [](int64_t bytes) { workspace_limit().cuda = bytes; });
 }
 

@@ -49,6 +49,15 @@ def view(emulated: Any, tensor: Tensor) -> tuple[int, list[int], list[int], Any]
     return tensor.data_ptr(), list(tensor.shape), list(tensor.stride()), dtype_code(emulated, tensor.dtype)
 
 
+def multiply_integers(left: Tensor, right: Tensor, *, guard_end: bool = True, emulated: Any = None) -> Tensor:
+    """The products [batch, rows, cols] of [batch, rows, depth] and [batch, depth, cols]."""
+    emulated = emulated or load()
+    shape = (left.shape[0], left.shape[1], right.shape[2])
+    tensors = [guarded(tensor, emulated, guard_end) for tensor in (left, right, untouched(shape, left.dtype))]
+    emulated.multiply_integers(*(_view(emulated, tensor) for tensor in tensors))
+    return tensors[-1].clone()
+
+
 def ops(name: str = "emulated") -> Any:
     """The ops of csrc/engine.cpp for a build of the emulator."""
     load()

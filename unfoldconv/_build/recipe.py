@@ -180,7 +180,7 @@ def _nvcc_flags(toolkit: Toolkit, flags: list[str]) -> list[str]:
     return [
         *(_nvcc_flag(flag) for flag in flags),
         *toolkit.architecture_flags(),
-        "-Xfatbin=-compress-all",
+        toolkit.compression_flag(),
         "--resource-usage",  # registers and shared memory, which the record of the object keeps
         "--expt-relaxed-constexpr",
     ]

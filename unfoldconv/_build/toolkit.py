@@ -46,6 +46,13 @@ class Toolkit:
             flags.append(f"-gencode=arch=compute_{number},code=[{','.join(codes)}]")
         return flags
 
+    def compression_flag(self) -> str:
+        """The option of nvcc that makes machine code small.
+
+        Drivers of CUDA 13 know the stronger compression, which nvcc has had since 12.8; older ones may not.
+        """
+        return "--compress-mode=size" if int(self.version.partition(".")[0]) >= 13 else "-Xfatbin=-compress-all"
+
 
 def select_toolkit(default: bool) -> Toolkit | None:
     """The toolkit to build with, or None for a build without CUDA code.
