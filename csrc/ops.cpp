@@ -90,7 +90,7 @@ Tensor im2col_op(const Tensor& input, const Sizes& kernel_size, const Sizes& str
   return with_rank(window_rank(window), [&](auto rank_constant) {
     constexpr int Rank = decltype(rank_constant)::value;
     check_dim("input", input, Rank + 2, "(batch, channels, *size)");
-    check_plain_dtype("input", input);
+    check_plain_dtype(input);
     const auto geometry = make_geometry<Rank>(input.sizes().data() + 2, window);
     const int64_t batch = input.size(0), channels = input.size(1);
     const int64_t taps = geometry.tap_numel(), positions = geometry.position_numel();
@@ -113,7 +113,7 @@ Tensor col2im_op(const Tensor& columns, const Sizes& input_size, const Sizes& ke
     check(input_size.size() == Rank, "output_size must have one number per spatial axis (", Rank, "), but got ",
           shown(input_size));
     check_dim("columns", columns, 3, "(batch, channels * prod(kernel_size), positions)");
-    check_plain_dtype("columns", columns);
+    check_plain_dtype(columns);
     const auto geometry = make_geometry<Rank>(input_size.data(), window);
     const int64_t batch = columns.size(0), taps = geometry.tap_numel();
     check(columns.size(1) % taps == 0,
@@ -147,9 +147,10 @@ void check_operands(const char* name, const Tensor& first, const char* second_na
             rank == 1   ? "of a 1-D convolution"
             : rank == 2 ? "of a 2-D convolution"
                         : "of a 3-D convolution");
+  check(can_convolve(first.scalar_type()),
+        "dtype must be a floating, complex or integer one of up to 64 bits for a convolution, but got ",
+        name_of(first));
   check_same_kind("Input", first, second_name, second);
-  check(can_convolve(first.scalar_type()), "convolution must be of a floating, complex or integer dtype up to 64 bits",
-        ", but got ", name_of(first));
 }
 
 // Calls compute(), which fills the result of a convolution, by the engine that suits it. `numbers` tells the op and

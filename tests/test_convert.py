@@ -208,11 +208,9 @@ LEFT: list[tuple[Callable[[], nn.Module], str]] = [
     (lambda: Final(2, 2, 1), "no subclass of its class can be made (no heirs)"),
     (lambda: uc.Conv2d(2, 2, 1), "it is unfoldconv's already"),
     (lambda: uc.convert(OwnInitialisation(2, 2, 1)), "it is unfoldconv's already"),
-    (lambda: nn.Conv2d(2, 2, 1, dtype=torch.complex32), "its weight has dtype torch.complex32"),
 ]
 
 
-@pytest.mark.filterwarnings("ignore:Complex modules are a new feature", "ignore:ComplexHalf support is experimental")
 @pytest.mark.parametrize(("make_module", "reason"), LEFT, ids=[reason for _, reason in LEFT])
 def test_left_with_the_reason(make_module: Callable[[], nn.Module], reason: str) -> None:
     model = nn.Sequential(nn.Conv2d(1, 1, 1), make_module())
