@@ -82,7 +82,7 @@ def converts(model: nn.Module, name: str) -> None:
 def check_ddp(name: str) -> None:
     model = uc.convert(made(name), inplace=True)
     converts(model, name)
-    # DPT computes some layers for nothing.
+    # DPT has layers that it never calls.
     ddp = DistributedDataParallel(model, find_unused_parameters=name == "dpt")
     assert_trains_as_one_process(name, ddp, lambda: list(ddp.parameters()))
 

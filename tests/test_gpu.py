@@ -118,7 +118,7 @@ def test_tensor_float_32_only_where_torch_allows_it(monkeypatch: pytest.MonkeyPa
 
 def _small_resnet(dtype: torch.dtype = torch.float32) -> nn.Module:
     torch.manual_seed(0)
-    return resnet((1, 1), bottleneck=False, width=16, classes=5).to(CUDA, dtype)
+    return resnet((1,), bottleneck=False, width=16, classes=5).to(CUDA, dtype)
 
 
 def _loss(model: nn.Module, images: Tensor) -> Tensor:
