@@ -254,6 +254,8 @@ Tensor conv_weight_grad_op(const Tensor& grad_output, const Tensor& input, const
     check_bytes("grad_weight", input, sizes);
     const auto device = guard(input);
     if (input.size(0) == 0) return torch::stable::new_zeros(input, sizes);
+    // Contiguous always: every engine sums the taps of a channel side by side, and whether the weight is channels_last
+    // the op is not told. Torch gives what it leaves in `.grad` the weight's own strides.
     Tensor grad_weight = empty_tensor(input, contiguous_extents(sizes), input.scalar_type());
     if (grad_weight.numel() > 0)
       run_op({&grad_output, &input, &grad_weight}, {2, groups}, window,
