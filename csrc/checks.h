@@ -136,8 +136,9 @@ Geometry<Rank> make_geometry(const int64_t* image, const Window& window) {
   return geometry;
 }
 
-inline void check_plain_dtype(const char* name, const Tensor& tensor) {
-  check(element_size(tensor.scalar_type()) > 0, name, " must be of a plain number dtype, but got ", name_of(tensor));
+// What refuses a dtype begins with "dtype must be": Python raises its own exception type for it.
+inline void check_plain_dtype(const Tensor& tensor) {
+  check(element_size(tensor.scalar_type()) > 0, "dtype must be a plain number type, but got ", name_of(tensor));
 }
 
 inline void check_dim(const char* name, const Tensor& tensor, int64_t dim, const char* shape) {

@@ -92,7 +92,7 @@ Tensor im2col_op(const Tensor& input, const Sizes& kernel_size, const Sizes& str
   return with_rank(window_rank(window), [&](auto rank_constant) {
     constexpr int Rank = decltype(rank_constant)::value;
     check_dim("input", input, Rank + 2, "(batch, channels, *size)");
-    check_plain_dtype("input", input);
+    check_plain_dtype(input);
     const auto geometry = make_geometry<Rank>(input.sizes().data() + 2, window);
     const int64_t batch = input.size(0), channels = input.size(1);
     const int64_t taps = geometry.tap_numel(), positions = geometry.position_numel();
@@ -116,7 +116,7 @@ Tensor col2im_op(const Tensor& columns, const Sizes& input_size, const Sizes& ke
     check(input_size.size() == Rank, "output_size must have one number per spatial axis (", Rank, "), but got ",
           shown(input_size));
     check_dim("columns", columns, 3, "(batch, channels * prod(kernel_size), positions)");
-    check_plain_dtype("columns", columns);
+    check_plain_dtype(columns);
     const auto geometry = make_geometry<Rank>(input_size.data(), window);
     const int64_t batch = columns.size(0), taps = geometry.tap_numel();
     check(columns.size(1) % taps == 0,
@@ -150,9 +150,10 @@ void check_operands(const char* name, const Tensor& first, const char* second_na
             rank == 1   ? "of a 1-D convolution"
             : rank == 2 ? "of a 2-D convolution"
                         : "of a 3-D convolution");
+  check(can_convolve(first.scalar_type()),
+        "dtype must be a floating, complex or integer one of up to 64 bits for a convolution, but got ",
+        name_of(first));
   check_same_kind("Input", first, second_name, second);
-  check(can_convolve(first.scalar_type()), "convolution must be of a floating, complex or integer dtype up to 64 bits",
-        ", but got ", name_of(first));
 }
 
 // Calls compute(), which fills the result of a convolution, by the engine that suits it. `numbers` tells the op and
@@ -247,6 +248,8 @@ Tensor conv_weight_grad_op(const Tensor& grad_output, const Tensor& input, Numbe
     check_bytes("grad_weight", input, sizes);
     const auto device = guard(input);
     if (input.size(0) == 0) return torch::stable::new_zeros(input, sizes);
+    // Contiguous always: every engine sums the taps of a channel side by side, and whether the weight is channels_last
+    // the op is not told. Torch gives what it leaves in `.grad` the weight's own strides.
     Tensor grad_weight = empty_tensor(input, contiguous_extents(sizes), input.scalar_type());
     if (grad_weight.numel() > 0)
       run_op({&grad_output, &input, &grad_weight}, {2, groups}, window,

@@ -161,6 +161,26 @@ def test_16_bit_results_are_as_good_as_torchs(dtype: torch.dtype, device: torch.
         assert error <= 1.5 * torch_error, f"{name}: {error} against {torch_error}"
 
 
+@each_rank
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+def test_complex32_is_as_good_as_torchs(rank: int, transposed: bool) -> None:
+    """torch computes it of convolutions in float16, one for each product of real and imaginary parts."""
+    ours, torchs = (CONV_TRANSPOSE[rank], TORCH_CONV_TRANSPOSE[rank]) if transposed else (CONV[rank], TORCH_CONV[rank])
+    shapes = ((2, 4, *(6, 5, 4)[:rank]), (4, 4, *(3, 2, 2)[:rank]), (4,))
+    leaves = [torch.randn(shape, dtype=torch.complex64).to(torch.complex32).requires_grad_() for shape in shapes]
+    precise = [leaf.detach().to(torch.complex128).requires_grad_() for leaf in leaves]
+    outcomes = []
+    for function, arguments in ((ours, leaves), (torchs, leaves), (torchs, precise)):
+        output = function(*arguments, stride=2, padding=1)
+        direction = torch.full_like(output, 0.5 + 0.25j)
+        outcomes.append([output.detach(), *torch.autograd.grad(output, arguments, direction)])
+    for index, (actual, expected, exact) in enumerate(zip(*outcomes, strict=True)):
+        assert (actual.dtype, actual.shape) == (expected.dtype, expected.shape) == (torch.complex32, exact.shape)
+        error, torch_error = ((result.to(torch.complex128) - exact).abs().max() for result in (actual, expected))
+        assert error <= 1.5 * torch_error + 2**-11 * exact.abs().max(), f"{index}: {error} against {torch_error}"
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("transposed", [False, True])
 def test_autocast(dtype: torch.dtype, transposed: bool, device: torch.device) -> None:

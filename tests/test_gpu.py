@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch._dynamo.testing
+from torch import Tensor, nn
 
 import unfoldconv as uc
+from benchmarks.networks import resnet
 from cases import COMPLEX, FLOATS, INTEGERS, MEMORY_FORMATS, Case, make_case
-from compare import assert_same_bits, assert_within_rounding
+from compare import assert_as_accurate, assert_same_bits, assert_within_rounding
 from computations import COMPUTATIONS, expected_integers, expected_of, operands
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -127,6 +129,72 @@ def test_tensor_float_32_only_where_torch_allows_it(monkeypatch: pytest.MonkeyPa
         errors.append(float((uc.conv2d(x, w).double() - exact).abs().max() / exact.abs().max()))
     assert errors[0] < 1e-5, errors
     assert errors[1] < 5e-3, errors
+
+
+# --- converted networks -----------------------------------------------------------------------------------------------
+
+
+def _small_resnet(dtype: torch.dtype = torch.float32) -> nn.Module:
+    torch.manual_seed(0)
+    return resnet((1,), bottleneck=False, width=16, classes=5).to(CUDA, dtype)
+
+
+def _loss(model: nn.Module, images: Tensor) -> Tensor:
+    return model(images).float().square().mean()
+
+
+def test_reduce_overhead_of_a_converted_network() -> None:
+    """Compiled into CUDA graphs, forward and backward; replayed on other images they give what eager code gives."""
+    model = uc.convert(_small_resnet(), inplace=True).eval()  # so that a call leaves nothing behind
+    parameters = list(model.parameters())
+    compiled = torch.compile(model, fullgraph=True, mode="reduce-overhead")
+    torch._dynamo.utils.counters.clear()
+    for _ in range(4):  # the first ones warm up and capture
+        images = torch.randn(4, 3, 64, 64, device=CUDA)
+        torch.compiler.cudagraph_mark_step_begin()
+        loss = _loss(compiled, images)
+        gradients = [gradient.clone() for gradient in torch.autograd.grad(loss, parameters)]
+        expected = _loss(model, images)
+        torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(gradients, list(torch.autograd.grad(expected, parameters)), rtol=1e-3, atol=1e-5)
+    assert torch._dynamo.utils.counters["inductor"]["cudagraph_skips"] == 0
+    torch._dynamo.reset()
+
+
+def test_autocast_and_grad_scaler_of_a_converted_network() -> None:
+    """Steps in float16: both networks skip those whose scale is too large, and train alike after them."""
+    images, first_scale, taken = torch.randn(4, 3, 64, 64, device=CUDA), 2.0**40, 4
+    losses, scales = [], []
+    for model in (uc.convert(_small_resnet(), inplace=True), _small_resnet()):
+        scaler = torch.amp.GradScaler(CUDA.type, init_scale=first_scale, backoff_factor=2.0**-8)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+        seen: list[Tensor] = []
+        history = [first_scale]
+        while len(seen) < taken:
+            optimizer.zero_grad()
+            with torch.autocast(CUDA.type, torch.float16):
+                loss = _loss(model, images)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            history.append(scaler.get_scale())
+            if history[-1] == history[-2]:  # else the step was skipped
+                seen.append(loss.detach().cpu())
+        losses.append(torch.stack(seen))
+        scales.append(history)
+    assert scales[0] == scales[1]
+    assert scales[0][1] < first_scale, "the first step was not too much for float16"
+
+    exact, precise = [], _small_resnet(torch.float64)
+    optimizer = torch.optim.SGD(precise.parameters(), lr=0.01)
+    for _ in range(taken):
+        optimizer.zero_grad()
+        loss = precise(images.double()).square().mean()
+        loss.backward()
+        optimizer.step()
+        exact.append(loss.detach().cpu())
+    assert exact[-1] < exact[0]
+    assert_as_accurate(*losses, torch.stack(exact), "losses")
 
 
 # --- beyond 2^31 elements ---------------------------------------------------------------------------------------------

@@ -127,11 +127,16 @@ def test_subclasses_of_tensor() -> None:
     assert result.item() == 9
 
 
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 def test_what_ours_do_not_know_is_left() -> None:
     sparse = torch.eye(3).to_sparse()
-    with uc.override_torch() as calls, pytest.raises((RuntimeError, NotImplementedError)):
-        F.conv1d(sparse, torch.ones(1, 3, 1))
-    assert calls.left == {("conv1d", "a tensor has layout torch.sparse_coo"): 1}
+    quantised = torch.quantize_per_tensor(torch.eye(3), 1.0, 0, torch.quint8)
+    with uc.override_torch() as calls:
+        for tensor in (sparse, quantised):
+            with pytest.raises((RuntimeError, NotImplementedError)):
+                F.conv1d(tensor, torch.ones(1, 3, 1))
+    reasons = ("a tensor has layout torch.sparse_coo", "a tensor has dtype torch.quint8")
+    assert calls.left == {("conv1d", reason): 1 for reason in reasons}
 
 
 def test_nesting_threads_and_other_functions() -> None:

@@ -9,7 +9,7 @@ from . import distributed, functional, jit, modules, onnx, reference
 from ._build import VERSION
 from ._build_info import build_info
 from ._explain import explain
-from ._geometry import GeometryError
+from ._geometry import GeometryError, UnsupportedDtypeError
 from ._settings import benchmark, workspace_limit
 from .convert import ConversionReport, conversion_report, convert, revert
 from .functional import *  # noqa: F403
@@ -22,6 +22,7 @@ __all__ = [
     "ConversionReport",
     "GeometryError",
     "TorchOverride",
+    "UnsupportedDtypeError",
     "benchmark",
     "build_info",
     "distributed",

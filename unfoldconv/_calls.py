@@ -57,6 +57,6 @@ def foreign(tensor: Tensor) -> str | None:
         return f"is on {tensor.device}"
     if tensor.layout != torch.strided:
         return f"has layout {tensor.layout}"
-    if tensor.is_quantized or tensor.dtype == torch.complex32:
+    if tensor.is_quantized:
         return f"has dtype {tensor.dtype}"
     return None

@@ -1,6 +1,8 @@
 """Convolution and transposed convolution. Shapes and arguments are told at `conv2d` and `conv_transpose2d`."""
 
 import operator
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +37,10 @@ def _conv(
         window = window_of(input.shape[2:], weight.shape[2:], stride, padding, dilation)
     if type(groups) is not int:
         groups = as_int("groups", groups)
-    output = _autograd.conv(input, weight, bias, *window, groups)
+    conv = _autograd.conv
+    if input.dtype is torch.complex32:
+        conv = _through_complex64(conv)
+    output = conv(input, weight, bias, *window, groups)
     return output.squeeze(0) if unbatched else output
 
 
@@ -61,6 +66,19 @@ def _operands(
         input, weight = _autocast(input, dtype), _autocast(weight, dtype)
         bias = None if bias is None else _autocast(bias, dtype)
     return input, weight, bias, unbatched
+
+
+def _through_complex64(op: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The op for complex32, which torch convolves although it has no matrix product of it."""
+
+    def convolve(input: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+        operands = (input, weight, bias)
+        if any(operand is not None and operand.dtype != torch.complex32 for operand in operands):
+            return op(*operands, *rest)  # which refuses them
+        wide = [None if operand is None else operand.to(torch.complex64) for operand in operands]
+        return op(*wide, *rest).to(torch.complex32)
+
+    return convolve
 
 
 def _autocast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -153,7 +171,10 @@ def _conv_transpose(
     # reach the dilation) is image that no window reads, a negative padding.
     if any(map(operator.ge, extra, window.stride)):
         window = window._replace(padding_high=tuple(map(operator.sub, window.padding_high, extra)))
-    output = _autograd.conv_input_grad(input, weight, bias, size, *window, as_int("groups", groups))
+    conv = _autograd.conv_input_grad
+    if input.dtype is torch.complex32:
+        conv = _through_complex64(conv)
+    output = conv(input, weight, bias, size, *window, as_int("groups", groups))
     return output.squeeze(0) if unbatched else output
 
 

@@ -21,6 +21,8 @@ Padding: TypeAlias = str | int | Sequence[int] | Sequence[Sequence[int]]
 
 # What the compiled code puts before its own messages, to tell them from torch's.
 _REFUSAL = "unfoldconv: "
+# How a message about a dtype begins, in the compiled code and in Python.
+_DTYPE_RULE = "dtype must be"
 
 
 class GeometryError(RuntimeError, ValueError):
@@ -38,11 +40,29 @@ class GeometryError(RuntimeError, ValueError):
     """
 
 
+class UnsupportedDtypeError(GeometryError, NotImplementedError):
+    """A call on numbers of a kind that it is not made for, on which torch raises `NotImplementedError`.
+
+    Example:
+        >>> import torch, unfoldconv as uc
+        >>> try:
+        ...     uc.conv2d(torch.ones(1, 3, 8, 8).bool(), torch.ones(4, 3, 3, 3).bool())
+        ... except NotImplementedError as error:
+        ...     print(error)
+        dtype must be a floating, complex or integer one of up to 64 bits for a convolution, but got Bool
+    """
+
+
+def refusal(message: str) -> GeometryError:
+    """The exception that shows a message of the rule and the value."""
+    return (UnsupportedDtypeError if message.startswith(_DTYPE_RULE) else GeometryError)(message)
+
+
 def translated(error: RuntimeError) -> RuntimeError:
     """The error as callers should see it: a refusal of the compiled code becomes a GeometryError."""
     message = str(error)
     if message.startswith(_REFUSAL):
-        return GeometryError(message.removeprefix(_REFUSAL))
+        return refusal(message.removeprefix(_REFUSAL))
     if "Expected a value of type 'List[int]'" in message or "Expected a value of type 'int'" in message:
         value = message.partition("Value: ")[2].partition("\n")[0]
         return GeometryError(f"sizes, strides, padding and groups must fit 64-bit integers, but got {value}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
 from ._binding import NAMESPACE
-from ._geometry import GeometryError, Window, check_bytes, output_size
+from ._geometry import Window, check_bytes, output_size, refusal
 
 _namespace = getattr(torch.ops, NAMESPACE)
 
@@ -62,7 +62,7 @@ def _check(rule_holds: bool | torch.SymBool, message: str) -> None:
     """What csrc/checks.h demands of the real tensors, here of shapes that may be symbols."""
     if isinstance(rule_holds, bool):
         if not rule_holds:
-            raise GeometryError(message)
+            raise refusal(message)
     else:
         torch._check(rule_holds, lambda: message)
 
@@ -85,7 +85,7 @@ def _check_operands(first: Tensor, second: Tensor, window: Window) -> None:
         _check(operand.dim() == dim, f"operands must have {dim} dimensions, but got shape {tuple(operand.shape)}")
     _check(
         first.dtype in _CONVOLVED,
-        f"convolution must be of a floating, complex or integer dtype up to 64 bits, but got {first.dtype}",
+        f"dtype must be a floating, complex or integer one of up to 64 bits for a convolution, but got {first.dtype}",
     )
     _check_same_kind("weight", first, second)
 

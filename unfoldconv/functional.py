@@ -6,8 +6,8 @@ Where torch has the function, it takes the same arguments and gives the same res
 * `unfold` and `fold` work in 1-D, 2-D and 3-D and on every dtype; `fold` can average.
 
 Shapes below: N batch, C channels, `*` one number per spatial axis. A missing batch dimension is allowed everywhere.
-Sizes, strides, padding and dilation are counted in elements. Refused calls raise `GeometryError`, wrong types
-`TypeError`.
+Sizes, strides, padding and dilation are counted in elements. Refused calls raise `GeometryError`,
+`UnsupportedDtypeError` among them, wrong types `TypeError`.
 """
 
 from ._convolution import (

@@ -134,7 +134,7 @@ def tests(check: Check) -> None:
         list(pool.map(run, names))
     # By itself: it needs most of the memory, and its streams the GPU.
     check.step(
-        "tests/test_gpu.py", [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"], 90
+        "tests/test_gpu.py", [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_gpu.py"], 120
     )
 
 
