@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cases import CASES, Case, channels_last, make_case, random_tensor
-from compare import assert_same_bits, assert_within_rounding
+from compare import assert_same_bits, assert_within_rounding, wide
 from computations import expected_of, operands
 from emulator.build import load
 from emulator.convolutions import compute, engines, forced, workspace_limit
@@ -249,6 +249,34 @@ def test_a_convolution_of_channels_last_tensors_is_one_launch() -> None:
         before = load().launch_count()
         compute("conv", case, channels_last(first), weight, bias, to_format=channels_last)
         assert load().launch_count() - before == launches
+
+
+# Strided windows, and how many launches their input gradient takes beside the one that packs the weight.
+PHASED = {
+    make_case(name, rank, in_channels=9, out_channels=8, bias=True, **changes): launches
+    for name, rank, launches, changes in [
+        ("overlapping", 2, 1, {"kernel_size": (3, 3), "stride": (2, 2), "padding": ((1, 1),) * 2}),
+        ("apart", 2, 1, {"kernel_size": (1, 1), "stride": (2, 2), "input_size": (7, 8)}),
+        ("gaps_in_one_axis", 2, 1, {"kernel_size": (2, 3), "stride": (4, 2), "padding": ((1, 0), (0, 1))}),
+        ("patches", 2, 1, {"kernel_size": (5, 4), "stride": (5, 4), "input_size": (10, 8)}),
+        ("volume", 3, 1, {"kernel_size": (3, 3, 3), "stride": (2, 2, 2), "padding": ((1, 1),) * 3}),
+        # 5 x 5 phases, because the dilation tells every residue from the others: more than a launch takes.
+        ("many_phases", 2, 3, {"kernel_size": (5, 5), "stride": (5, 5), "dilation": (2, 3), "input_size": (13, 15)}),
+    ]
+}
+
+
+@by_name(list(PHASED))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_the_phases_of_an_input_gradient_are_one_launch(case: Case, dtype: torch.dtype) -> None:
+    tensors = operands("conv_transpose", case, dtype, "cpu")
+    exact, magnitude = expected_of("conv_transpose", case, tensors)
+    for arrange, bias in itertools.product(ARRANGEMENTS, (tensors[2], None)):
+        before = load().launch_count()
+        actual = compute("conv_transpose", case, *map(arrange, tensors[:2]), bias, to_format=arrange)
+        assert load().launch_count() - before == 2 * PHASED[case]
+        without = 0 if bias is not None else wide(tensors[2]).view(-1, *[1] * case.rank)
+        assert_within_rounding(actual, exact - without, magnitude, arrange.__name__)
 
 
 def test_the_engine_is_chosen_where_it_can_be() -> None:

@@ -1,0 +1,105 @@
+// The sums of a correlation (implicit_gemm.cuh) on their way from registers to the output.
+#pragma once
+
+#include "correlation_parameters.cuh"
+
+namespace unfoldconv::cuda {
+
+constexpr int64_t kNowhere = std::numeric_limits<int64_t>::min();  // the offset of what is not there
+
+// A block's sum on its way to memory, kRows rows at a time: shared memory turns what lanes hold into runs of whatever
+// adjoins in the output, positions or rows.
+template <class T, class Shape>
+struct Staging {
+  static constexpr int kRows = std::min(Shape::kN, 64);
+  static constexpr int kPad = 16;  // bytes, against bank conflicts
+  static constexpr int kPositionPitch = kRows * static_cast<int>(sizeof(T)) + kPad;
+  static constexpr int kRowPitch = Shape::kM * static_cast<int>(sizeof(T)) + kPad;
+
+  alignas(16) unsigned char tile[std::max(Shape::kM * kPositionPitch, kRows* kRowPitch)];
+  int64_t position_offset[Shape::kM], row_offset[kRows];
+  Accumulator<T> bias[kRows];
+
+  __device__ __forceinline__ unsigned char* element(bool rows_adjoin, int position, int row) {
+    return rows_adjoin ? tile + position * kPositionPitch + row * static_cast<int>(sizeof(T))
+                       : tile + row * kRowPitch + position * static_cast<int>(sizeof(T));
+  }
+
+  // Writes Width elements at a time.
+  template <int Width>
+  __device__ __forceinline__ void store(bool rows_adjoin, T* output) {
+    struct alignas(Width * sizeof(T)) Run {
+      T value[Width];
+    };
+    const int runs = (rows_adjoin ? kRows : Shape::kM) / Width;
+    for (int item = threadIdx.x; item < (rows_adjoin ? Shape::kM : kRows) * runs; item += Shape::kThreads) {
+      const int along = item % runs * Width, across = item / runs;
+      const int position = rows_adjoin ? across : along, row = rows_adjoin ? along : across;
+      if (position_offset[position] == kNowhere || row_offset[row] == kNowhere) continue;
+      *reinterpret_cast<Run*>(output + position_offset[position] + row_offset[row]) =
+          *reinterpret_cast<const Run*>(element(rows_adjoin, position, row));
+    }
+  }
+};
+
+template <class T, class Shape>
+__device__ __forceinline__ void store_sum(const CorrelationParameters<T>& p, const PhaseParameters& phase,
+                                          Staging<T, Shape>& staging, const WarpSum<T, Shape::kWarpM>& sum,
+                                          int64_t first_position, int group, int first_row) {
+  using S = Staging<T, Shape>;
+  const int warp = threadIdx.x / 32, lane_group = threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;
+  const int warp_position = warp / Shape::kWarpsN * Shape::kWarpM, warp_row = warp % Shape::kWarpsN * kWarpN;
+
+  for (int i = threadIdx.x; i < Shape::kM; i += Shape::kThreads) {
+    staging.position_offset[i] = kNowhere;
+    if (first_position + i >= phase.position_count) continue;
+    const auto located = phase.locate(first_position + i);
+    int64_t offset = located.image * p.output_image_stride;
+#pragma unroll
+    for (int axis = 0; axis < 3; ++axis) offset += located.index[axis] * p.output_axis_stride[axis];
+    staging.position_offset[i] = offset;
+  }
+#pragma unroll 1
+  for (int part = 0; part < Shape::kN; part += S::kRows) {
+    for (int i = threadIdx.x; i < S::kRows; i += Shape::kThreads) {
+      int variant = first_row + part + i;
+      const bool there = variant < phase.rows;
+      variant += phase.first_row;
+      const int row = p.rows_of_variant.divide(variant);
+      int shift[3];
+      phase.variants(variant, shift);
+      int64_t offset = row * p.output_row_stride;
+#pragma unroll
+      for (int axis = 0; axis < 3; ++axis) offset += shift[axis] * p.variant_stride[axis];
+      staging.row_offset[i] = there ? offset : kNowhere;
+      staging.bias[i] = {};
+      if (there && p.bias != nullptr)
+        staging.bias[i] = convert<Accumulator<T>>(p.bias[int64_t{group} * p.rows_of_variant.divisor() + row]);
+    }
+    __syncthreads();  // the tables are written
+    if (warp_row >= part && warp_row < part + S::kRows) {
+#pragma unroll
+      for (int j = 0; j < kWarpN / 8; ++j) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int row = warp_row - part + 8 * j + pair + e;
+          const Accumulator<T> bias = staging.bias[row];
+#pragma unroll
+          for (int i = 0; i < Shape::kWarpM / 8; ++i)
+            *reinterpret_cast<T*>(staging.element(p.rows_adjoin, warp_position + 8 * i + lane_group, row)) =
+                convert<T>(sum[i][j][e] + bias);
+        }
+      }
+    }
+    __syncthreads();  // the tile is written
+    T* const output = p.output + group * p.output_group_stride + phase.output_offset;
+    if (p.output_pieces) {
+      staging.template store<Piece<T>::kCount>(p.rows_adjoin, output);
+    } else {
+      staging.template store<1>(p.rows_adjoin, output);
+    }
+    __syncthreads();  // the tile and the tables are read
+  }
+}
+
+}  // namespace unfoldconv::cuda
