@@ -166,13 +166,18 @@ std::vector<Part> parts_of(const Problem& problem, bool direct, int64_t room) {
   return parts;
 }
 
-bool run(const Place& place, const Problem& problem) {
+bool run(const Place& place, Problem problem) {
   const Planes<3>&image = problem.image, &output = problem.output, &weight = problem.weight;
   const ScalarType dtype = image.dtype;
   if (!has_kernels(dtype)) return false;
-  for (const cuda::GemmPhase& phase : problem.phases)
-    if (!fits_32_bits(image, problem.geometry_of(phase), static_cast<double>(phase.rows) * problem.groups()))
-      return false;
+  double blocks_of_all = 0;
+  for (const cuda::GemmPhase& phase : problem.phases) {
+    const double rows = static_cast<double>(phase.rows) * problem.groups();
+    if (!fits_32_bits(image, problem.geometry_of(phase), rows)) return false;
+    const double positions = static_cast<double>(image.layout.count[0]) * phase.position_numel();
+    blocks_of_all += (positions / cuda::kLeastTile + 1) * (rows / cuda::kLeastTile + problem.groups());
+  }
+  if (blocks_of_all * cuda::kMostSegments > cuda::gemm_index_limit()) return false;
 
   const int64_t size = element_size(dtype), piece = piece_elements(dtype);
   cuda::GemmCorrelation gemm{};
@@ -192,8 +197,16 @@ bool run(const Place& place, const Problem& problem) {
   const cuda::GemmPhase& first = problem.phases.front();
   const bool direct =
       problem.phases.size() == 1 && first.variants() == 1 && in_order(weight.shifted(first.tap_offset), first.kernel);
-  const std::vector<Part> parts = parts_of(problem, direct, workspace_limit().cuda);
-  int64_t packed_bytes = 0;
+  const int64_t limit = workspace_limit().cuda;
+  int64_t room = limit;  // for packed weights
+  if (limit / 2 >= cuda::kGemmSumBytes) {
+    cuda::cut_sums(dtype, problem.channels(), problem.groups(), problem.phases);
+    const bool is_cut =
+        std::any_of(problem.phases.begin(), problem.phases.end(), [](const auto& phase) { return phase.segments > 1; });
+    if (is_cut) room = limit / 2;
+  }
+  const std::vector<Part> parts = parts_of(problem, direct, room);
+  int64_t packed_bytes = 0, sum_bytes = 0, splits = 1;
   for (const Part& part : parts) packed_bytes = std::max(packed_bytes, part.packed_bytes);
   Report* const report = Report::wanted();
   const Tensor packed = report != nullptr || direct ? problem.like : empty_bytes(packed_bytes, problem.like);
@@ -208,7 +221,11 @@ bool run(const Place& place, const Problem& problem) {
       for (const cuda::GemmPhase& phase : part.phases)
         gemm.output_pieces &= phase.first_row % piece == 0 && phase.rows % piece == 0;
     const cuda::GemmTiles tiles = cuda::gemm_tiles(gemm);
-    blocks += tiles.blocks;
+    const cuda::GemmPlan plan = cuda::gemm_plan(gemm, limit - packed_bytes);
+    blocks += plan.blocks;
+    sum_bytes = std::max(sum_bytes, plan.sum_bytes);
+    if (plan.split)
+      for (const cuda::GemmPhase& phase : part.phases) splits = std::max(splits, phase.segments);
     if (report != nullptr) {
       tile = std::to_string(tiles.rows) + "x" + std::to_string(tiles.positions);
       continue;
@@ -219,10 +236,16 @@ bool run(const Place& place, const Problem& problem) {
     gemm.weight = direct ? weight.data : packed.data_ptr();
     taps.data = weight.at(part.group, 0).data;
     if (!direct) cuda::pack_weights(place.stream, taps, gemm, packed.data_ptr());
+    // Torch's allocator keeps it for the stream, and gives it to the next part.
+    const Tensor sums = plan.sum_bytes > 0 ? empty_bytes(plan.sum_bytes, problem.like) : problem.like;
+    gemm.split = plan.split;
+    gemm.sums = plan.sum_bytes > 0 ? sums.data_ptr() : nullptr;
+    gemm.sum_bytes = plan.sum_bytes;
     cuda::correlate(place.stream, gemm);
   }
   if (report != nullptr)
-    report->engine(Engine::implicit_gemm, tile, blocks, packed_bytes, 0, direct ? kWhy : kWhyPacked);
+    report->engine(Engine::implicit_gemm, tile, blocks, packed_bytes, sum_bytes, direct ? kWhy : kWhyPacked,
+                   static_cast<int64_t>(problem.phases.size()), splits);
   return true;
 }
 
@@ -238,6 +261,7 @@ bool correlate_by_implicit_gemm(const Place& place, const Correlation<3>& proble
   std::fill(phase.run, phase.run + 3, 1);
   phase.weight = {0, weight.layout.stride[0], weight.layout.stride[1]};
   phase.rows = problem.rows();
+  phase.segments = 1;
   const bool pieces = rows_adjoin(output) ? rows_in_pieces(output, geometry.positions)
                                           : positions_in_pieces(output, geometry.positions);
   return run(place, {problem.image,
@@ -284,6 +308,7 @@ bool input_grad_by_implicit_gemm(const Place& place, const InputGrad<3>& problem
     }
     phase.weight = {phase.tap_offset, weight.layout.stride[0], weight.layout.stride[1]};
     phase.rows = phase.variants() * problem.grad_input.layout.count[2];
+    phase.segments = 1;
   }
   // The longest sums first: a GPU that is done with them has short ones to even out the end with.
   std::stable_sort(phases.begin(), phases.end(),
@@ -321,7 +346,7 @@ bool weight_sums_by_implicit_gemm(const Place& place, const WeightSums<3>& probl
   if (Report* const report = Report::wanted()) {
     const cuda::GemmTiles tiles = cuda::weight_tiles(gemm);
     report->engine(Engine::implicit_gemm, std::to_string(tiles.rows) + "x" + std::to_string(tiles.positions),
-                   gemm.splits * tiles.blocks, 0, partial_bytes, kWhy);
+                   gemm.splits * tiles.blocks, 0, partial_bytes, kWhy, 1, gemm.splits);
     return true;
   }
   const Tensor partial = partial_bytes ? empty_bytes(partial_bytes, problem.grad_weight) : problem.grad_weight;

@@ -19,8 +19,9 @@ struct PhaseParameters {
   int64_t output_offset;
   int first_row, rows;
 
-  Divider<int> row_tiles;
-  int first_tile;  // among those of all phases
+  Divider<int> row_tiles, splits;        // of the splits of a tile each is a block's
+  int chunks, segments, segment_chunks;  // of a sum
+  int first_item;                        // of the phase, among the splits of all tiles
 
   struct Position {
     int64_t image;
@@ -51,8 +52,10 @@ struct CorrelationParameters {
   Divider<int> rows_of_variant;
   bool rows_adjoin, output_pieces;
 
+  Accumulator<T>* sums;  // put aside
+
   Divider<int> groups;
-  int tiles, phase_count;
+  int items, phase_count;
   PhaseParameters phases[kMaxPhases];
 
   CorrelationParameters(const GemmCorrelation& problem, int tile_positions, int tile_rows)
@@ -71,8 +74,9 @@ struct CorrelationParameters {
         rows_of_variant(problem.output_layout.count[2]),
         rows_adjoin(problem.rows_adjoin),
         output_pieces(problem.output_pieces),
+        sums(static_cast<Accumulator<T>*>(problem.sums)),
         groups(problem.groups),
-        tiles(0),
+        items(0),
         phase_count(problem.phase_count) {
     for (int axis = 0; axis < 3; ++axis) {
       size[axis] = problem.size[axis];
@@ -100,17 +104,30 @@ struct CorrelationParameters {
       phase.rows = from.rows;
       const int64_t row_tiles = ceil_div(from.rows, tile_rows);
       phase.row_tiles = Divider<int>(row_tiles);
-      phase.first_tile = tiles;
-      tiles += ceil_div(phase.position_count, tile_positions) * problem.groups * row_tiles;
+      phase.segments = from.segments;
+      phase.chunks = ceil_div(phase.pieces, kPieces);
+      phase.segment_chunks = ceil_div(phase.chunks, from.segments);
+      const int64_t splits = problem.split ? from.segments : 1;
+      phase.splits = Divider<int>(splits);
+      phase.first_item = items;
+      items += ceil_div(phase.position_count, tile_positions) * problem.groups * row_tiles * splits;
     }
   }
 
-  // The phase of a tile, which becomes the one of that phase.
-  __device__ __forceinline__ const PhaseParameters& phase_of(int& tile) const {
-    int phase = 0;
-    while (phase + 1 < phase_count && tile >= phases[phase + 1].first_tile) ++phase;
-    tile -= phases[phase].first_tile;
-    return phases[phase];
+  struct Tile {
+    const PhaseParameters& phase;
+    int first_row, group;
+    int64_t first_position;
+    int split;
+  };
+  template <class Shape>
+  __device__ __forceinline__ Tile locate(int item) const {
+    int of_item = 0;
+    while (of_item + 1 < phase_count && item >= phases[of_item + 1].first_item) ++of_item;
+    const PhaseParameters& phase = phases[of_item];
+    item -= phase.first_item;
+    const int split = phase.splits.divide(item), row_tile = phase.row_tiles.divide(item), group = groups.divide(item);
+    return {phase, row_tile * Shape::kN, group, int64_t{item} * Shape::kM, split};
   }
 };
 

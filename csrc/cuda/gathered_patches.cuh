@@ -51,13 +51,13 @@ class PatchRows {
       for (int i = 0; i < kCount; ++i) {
         const Reach reach = reach_of(chunk * kPieces + piece(i));
         const bool inside = is_inside(patch, reach);
-        const T* const from = patch.begin + reach.offset;
 #pragma unroll
         for (int k = 0; k < Piece<T>::kCount; ++k) {
           const bool there = inside && reach.channel + k < p_.channels;
-          const T* const element = there ? from + k * p_.channel_stride : p_.image;
+          const T* const element = patch.begin + (reach.offset + k * p_.channel_stride);
           if constexpr (kByElement) {
-            cp_async<sizeof(T)>(rows + piece_offset(row(i), piece(i)) + k * sizeof(T), element, there ? sizeof(T) : 0);
+            cp_async<sizeof(T)>(rows + piece_offset(row(i), piece(i)) + k * sizeof(T), there ? element : p_.image,
+                                there ? sizeof(T) : 0);
           } else {
             gathered_[i].value[k] = there ? *element : T{};
           }

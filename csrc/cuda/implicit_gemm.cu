@@ -64,11 +64,14 @@ int64_t blocks_of(const GemmCorrelation& problem) {
 
 template <class Shape>
 GemmTiles tiles_of(const GemmCorrelation& problem) {
+  static_assert(Shape::kM >= kLeastTile && Shape::kN >= kLeastTile);
   return {Shape::kM, Shape::kN, blocks_of<Shape>(problem)};
 }
 
 bool is_wide(const GemmCorrelation& problem) {
   const auto begin = problem.phases, end = begin + problem.phase_count;
+  const bool is_cut = std::any_of(begin, end, [](const GemmPhase& phase) { return phase.segments > 1; });
+  if (is_cut && !problem.image_pieces) return false;  // kMayCut
   return std::any_of(begin, end, [](const GemmPhase& phase) { return phase.rows > NarrowTile::kN; }) &&
          blocks_of<WideTile>(problem) >= limits.busy;
 }
@@ -80,6 +83,40 @@ double gemm_index_limit() { return std::min(limits.index, double{1 << 30}); }
 GemmTiles gemm_tiles(const GemmCorrelation& problem) {
   if (problem.dtype == ScalarType::Double) return tiles_of<DoubleTile>(problem);
   return is_wide(problem) ? tiles_of<WideTile>(problem) : tiles_of<NarrowTile>(problem);
+}
+
+void cut_sums(ScalarType dtype, int64_t channels, int64_t groups, std::vector<GemmPhase>& phases) {
+  constexpr int64_t few = 128;  // blocks of an image
+  const bool is_double = dtype == ScalarType::Double;
+  const int64_t tile_positions = is_double ? DoubleTile::kM : NarrowTile::kM;
+  const int64_t tile_rows = is_double ? DoubleTile::kN : NarrowTile::kN;
+  int64_t blocks = 0;
+  for (const GemmPhase& phase : phases)
+    blocks += ceil_div(phase.position_numel(), tile_positions) * groups * ceil_div(phase.rows, tile_rows);
+  for (GemmPhase& phase : phases) {
+    const int64_t pieces = phase.tap_numel() * ceil_div(channels * element_size(dtype), kGemmPieceBytes);
+    const int64_t chunks = ceil_div(pieces, kPieces);
+    const int64_t wanted = std::min({few / blocks, chunks / limits.segment, kMostSegments});
+    if (wanted > 1) phase.segments = ceil_div(chunks, ceil_div(chunks, wanted));  // none is empty
+  }
+}
+
+GemmPlan gemm_plan(const GemmCorrelation& problem, int64_t room) {
+  const GemmTiles tiles = gemm_tiles(problem);
+  const int64_t sum_size = problem.dtype == ScalarType::Double ? sizeof(double) : sizeof(float);
+  const int64_t tile_bytes = tiles.positions * tiles.rows * sum_size;
+  bool is_cut = false;
+  int64_t items = 0;
+  for (int i = 0; i < problem.phase_count; ++i) {
+    const GemmPhase& phase = problem.phases[i];
+    const int64_t positions = problem.output_layout.count[0] * phase.position_numel();
+    items += ceil_div(positions, tiles.positions) * problem.groups * ceil_div(phase.rows, tiles.rows) * phase.segments;
+    is_cut |= phase.segments > 1;
+  }
+  if (!is_cut) return {false, 0, tiles.blocks};
+  if (tiles.blocks < limits.busy && items * tile_bytes <= room) return {true, items * tile_bytes, items};
+  const int64_t blocks = std::clamp<int64_t>(room / tile_bytes, 1, tiles.blocks);
+  return {false, blocks * tile_bytes, blocks};
 }
 
 void correlate(void* stream, const GemmCorrelation& problem) {

@@ -4,6 +4,8 @@
 
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <vector>
+
 #include "../geometry.h"
 
 namespace unfoldconv::cuda {
@@ -29,6 +31,7 @@ struct GemmPhase {
   int64_t tap_offset;     // of the first tap of the first variant (WeightTaps)
   WeightMatrix weight;
   int64_t first_row, rows;  // those that a launch computes
+  int64_t segments;         // of its sums (cut_sums)
 
   int64_t variants() const { return Geometry<3>::product(run); }
   int64_t position_numel() const { return Geometry<3>::product(positions); }
@@ -58,19 +61,42 @@ struct GemmCorrelation {
   int64_t groups;
   int phase_count;
   GemmPhase phases[kMaxPhases];
+
+  void* sums;         // memory of a GemmPlan
+  int64_t sum_bytes;  // of it
+  bool split;         // whether every segment of a sum is a block's
 };
 
 // How many elements the index arithmetic of the kernels can tell apart.
 double gemm_index_limit();
 
-// Output positions and rows of a block, and blocks, for explain.
+// Cuts long sums into segments: the sum of a segment begins at zero, and those of all segments are added in order. How
+// many there are follows from a single image alone, so no bit of a result depends on the batch, or on whether the
+// segments are summed by blocks of their own, which keep a GPU busy that has little else to do, or one after the other
+// by one. Sums of problems that fill a GPU with a single image stay whole.
+constexpr int64_t kMostSegments = 8;
+void cut_sums(ScalarType dtype, int64_t channels, int64_t groups, std::vector<GemmPhase>& phases);
+
+// With less room for partial sums than this, no sum may be cut: blocks that sum the segments one after the other each
+// put aside what they have so far, and fewer of them do not fill a GPU.
+constexpr int64_t kGemmSumBytes = 8 << 20;
+
+// How the segments are summed, if `room` bytes may be taken for partial sums; the blocks are those of the first launch.
+struct GemmPlan {
+  bool split;
+  int64_t sum_bytes, blocks;
+};
+GemmPlan gemm_plan(const GemmCorrelation& problem, int64_t room);
+
+// Output positions and rows of a block, either at least kLeastTile, and blocks, for explain.
+constexpr int kLeastTile = 64;
 struct GemmTiles {
   int positions, rows;
   int64_t blocks;
 };
 GemmTiles gemm_tiles(const GemmCorrelation& problem);
 
-// One launch. Every dtype is a file of its own.
+// One launch, or if the problem is split a second one, which adds the segments. Every dtype is a file of its own.
 void correlate(void* stream, const GemmCorrelation& problem);
 void correlate_half(void* stream, const GemmCorrelation& problem);
 void correlate_bfloat16(void* stream, const GemmCorrelation& problem);

@@ -1,9 +1,48 @@
-// The sums of a correlation (implicit_gemm.cuh) on their way from registers to the output.
+// The sums of a correlation (implicit_gemm.cuh) on their way from registers to the output, or put aside.
 #pragma once
 
 #include "correlation_parameters.cuh"
 
 namespace unfoldconv::cuda {
+
+// --- put aside -------------------------------------------------------------------------------------------------------
+
+// Slots of memory are as large as a tile, and each thread reads of them only what it has written, in the order in which
+// it holds it; so does the same thread of add_segments.
+template <class T, class Shape>
+constexpr int64_t kSumBytes = Shape::kM * Shape::kN * sizeof(Accumulator<T>);
+
+template <class T>
+struct alignas(2 * sizeof(Accumulator<T>)) SumPair {
+  Accumulator<T> value[2];
+};
+
+// Calls f(pair of the slot, pair of the sum) for all that this thread holds.
+template <class T, class Shape, class Sum, class F>
+__device__ __forceinline__ void for_each_pair(Accumulator<T>* sums, int64_t slot, Sum& sum, F&& f) {
+  SumPair<T>* pair = reinterpret_cast<SumPair<T>*>(sums + slot * (Shape::kM * Shape::kN)) + threadIdx.x;
+#pragma unroll
+  for (int i = 0; i < Shape::kWarpM / 8; ++i)
+#pragma unroll
+    for (int j = 0; j < kWarpN / 8; ++j, pair += Shape::kThreads) f(*pair, sum[i][j]);
+}
+
+template <class T, class Shape>
+__device__ __forceinline__ void put_aside(Accumulator<T>* sums, int64_t slot, const WarpSum<T, Shape::kWarpM>& sum) {
+  for_each_pair<T, Shape>(sums, slot, sum, [](SumPair<T>& to, const auto& from) { to = {from[0], from[1]}; });
+}
+
+// sum = what was put aside + sum
+template <class T, class Shape>
+__device__ __forceinline__ void add_aside(Accumulator<T>* sums, int64_t slot, WarpSum<T, Shape::kWarpM>& sum) {
+  for_each_pair<T, Shape>(sums, slot, sum, [](const SumPair<T>& from, auto& to) {
+    const SumPair<T> pair = from;
+    to[0] = pair.value[0] + to[0];
+    to[1] = pair.value[1] + to[1];
+  });
+}
+
+// --- the output ------------------------------------------------------------------------------------------------------
 
 constexpr int64_t kNowhere = std::numeric_limits<int64_t>::min();  // the offset of what is not there
 
@@ -43,12 +82,12 @@ struct Staging {
 };
 
 template <class T, class Shape>
-__device__ __forceinline__ void store_sum(const CorrelationParameters<T>& p, const PhaseParameters& phase,
-                                          Staging<T, Shape>& staging, const WarpSum<T, Shape::kWarpM>& sum,
-                                          int64_t first_position, int group, int first_row) {
+__device__ __forceinline__ void store_sum(const CorrelationParameters<T>& p, int item, Staging<T, Shape>& staging,
+                                          const WarpSum<T, Shape::kWarpM>& sum) {
   using S = Staging<T, Shape>;
   const int warp = threadIdx.x / 32, lane_group = threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;
   const int warp_position = warp / Shape::kWarpsN * Shape::kWarpM, warp_row = warp % Shape::kWarpsN * kWarpN;
+  const auto [phase, first_row, group, first_position, split] = p.template locate<Shape>(item);
 
   for (int i = threadIdx.x; i < Shape::kM; i += Shape::kThreads) {
     staging.position_offset[i] = kNowhere;

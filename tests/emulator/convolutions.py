@@ -72,11 +72,19 @@ def workspace_limit(bytes: int) -> Iterator[None]:
         load().set_workspace_limit(32 << 20)
 
 
-def engines(name: str, case: Case, first: Tensor, second: Tensor, bias: Tensor | None, **options: Any) -> list[str]:
-    """The names of the engines that the computation would use, in order."""
+def steps(
+    name: str, case: Case, first: Tensor, second: Tensor, bias: Tensor | None, **options: Any
+) -> list[dict[str, str]]:
+    """What the engines that the computation would use say of themselves, in order."""
     ops().begin_report()
     try:
         compute(name, case, first, second, bias, **options)
     finally:
         report = ops().end_report()
-    return [field.removeprefix("name=") for field in report.split() if field.startswith("name=")][1:]
+    lines = (line.split("\t") for line in report.splitlines())
+    return [dict(field.split("=", 1) for field in fields) for kind, *fields in lines if kind == "engine"]
+
+
+def engines(name: str, case: Case, first: Tensor, second: Tensor, bias: Tensor | None, **options: Any) -> list[str]:
+    """The names of the engines that the computation would use, in order."""
+    return [step["name"] for step in steps(name, case, first, second, bias, **options)]
