@@ -92,15 +92,18 @@ void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor
     return cpu::depthwise_input_grad(grad_output, weight, bias, geometry, groups, grad_input);
   if (direct_input_grad<Rank>(place, grad_output, weight, bias, geometry, groups, grad_input)) return;
   Planes<Rank> weights = weight_planes<Rank>(weight, groups, /*swap=*/true);
-  if (!place.cuda && !reaches_far(geometry) &&
-      cpu::fold_input_grad<Rank>({output, input, weights, geometry, bias_data(bias), grad_output}))
+  const InputGrad<Rank> whole{output, input, weights, geometry, bias_data(bias), grad_output};
+  if (!place.cuda && !reaches_far(geometry) && cpu::fold_input_grad<Rank>(whole)) return;
+#ifdef UNFOLDCONV_WITH_CUDA
+  if (place.cuda && !reaches_far(geometry) && grad_output.numel() != 0 && grad_input.numel() != 0 &&
+      may_use(Engine::implicit_gemm) && input_grad_by_implicit_gemm(place, with_leading_axes<3>(whole)))
     return;
+#endif
   std::optional<cpu::TurnedWeight<Rank>> turned;
   if (!place.cuda && !reaches_far(geometry)) turned = cpu::turned_weight<Rank>(weights, geometry, output, grad_output);
   if (turned) weights = turned->planes;
   const int64_t rows = input.layout.count[2];
-  int64_t longest_run = longest_shared_run<Rank>(place, rows, weights.dtype);
-  if (place.cuda) longest_run = std::min(longest_run, kLongestCudaRun);
+  const int64_t longest_run = longest_shared_run<Rank>(place, rows, weights.dtype);
   std::vector<AxisPhase> axes[Rank];
   int64_t combinations[Rank];
   for (int axis = 0; axis < Rank; ++axis) {

@@ -45,4 +45,24 @@ Correlation<To> with_leading_axes(const Correlation<From>& problem) {
   return result;
 }
 
+// What an input gradient is made of. `bias`: one number per channel, or null.
+template <int Rank>
+struct InputGrad {
+  Planes<Rank> grad_output, grad_input;  // (batch, group, channel of the group)
+  Planes<Rank> weight;                   // (group, input channel, output channel)
+  Geometry<Rank> geometry;
+  const char* bias;
+  Tensor like;  // says where memory comes from
+};
+
+template <int To, int From>
+InputGrad<To> with_leading_axes(const InputGrad<From>& problem) {
+  return {with_leading_axes<To>(problem.grad_output),
+          with_leading_axes<To>(problem.grad_input),
+          with_leading_axes<To>(problem.weight),
+          with_leading_axes<To>(problem.geometry),
+          problem.bias,
+          problem.like};
+}
+
 }  // namespace unfoldconv

@@ -34,7 +34,7 @@ void report(const cuda::DirectPlan& plan, int64_t inputs) {
   if (report == nullptr) return;
   report->engine(inputs == 1 ? Engine::depthwise : Engine::grouped,
                  std::to_string(plan.rows) + "x" + std::to_string(plan.columns), plan.blocks, /*thread_bytes=*/0,
-                 plan.workspace_bytes, kWhy);
+                 plan.workspace_bytes, kWhy, 1, plan.splits);
 }
 
 template <int Rank>

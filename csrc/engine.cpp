@@ -76,10 +76,10 @@ void Report::op(const char* name, double flops, double bytes) {
 }
 
 void Report::engine(Engine engine, const std::string& tile, int64_t tasks, int64_t thread_bytes, int64_t shared_bytes,
-                    const std::string& why) {
+                    const std::string& why, int64_t phases, int64_t splits) {
   text_ += std::string("engine\tname=") + name_of(engine) + "\ttile=" + tile + "\ttasks=" + std::to_string(tasks) +
            "\tthread_bytes=" + std::to_string(thread_bytes) + "\tshared_bytes=" + std::to_string(shared_bytes) +
-           "\twhy=" + why + "\n";
+           "\tphases=" + std::to_string(phases) + "\tsplits=" + std::to_string(splits) + "\twhy=" + why + "\n";
 }
 
 }  // namespace unfoldconv

@@ -46,9 +46,10 @@ class Report {
 
   void op(const char* name, double flops, double bytes);
   // `tile` is rows x lanes of the micro-kernel or empty; `thread_bytes` the workspace of each thread and `shared_bytes`
-  // what is beside: packed weights and the like.
+  // what is beside: packed weights and the like. `phases` of a stride are computed together, and the longest sums are
+  // those of `splits` tasks.
   void engine(Engine engine, const std::string& tile, int64_t tasks, int64_t thread_bytes, int64_t shared_bytes,
-              const std::string& why);
+              const std::string& why, int64_t phases = 1, int64_t splits = 1);
 
  private:
   std::string text_;

@@ -8,13 +8,12 @@
 #include "allocation.h"
 #include "cuda/implicit_gemm.h"
 #include "engine.h"
+#include "phases.h"
 #include "place.h"
 #include "workspace.h"
 
 namespace unfoldconv {
 namespace {
-
-static_assert(kLongestCudaRun * kLongestCudaRun * kLongestCudaRun <= cuda::kMaxVariants);
 
 constexpr const char* kWhy = "patches are gathered in shared memory, a tile at a time";
 constexpr const char* kWhyPieces = "pieces of channels are copied to shared memory as they lie, a tile at a time";
@@ -55,10 +54,6 @@ bool adjoin(const int64_t (&size)[3], const int64_t (&stride)[3], int64_t step) 
   return true;
 }
 
-std::string how_split(int64_t splits) {
-  return splits == 1 ? "" : "; positions in " + std::to_string(splits) + " parts, whose sums are added in order";
-}
-
 // Whether a window is one element of the image, and every element its turn.
 bool is_pointwise(const Geometry<3>& geometry) {
   bool result = geometry.tap_numel() == 1;
@@ -68,14 +63,22 @@ bool is_pointwise(const Geometry<3>& geometry) {
   return result;
 }
 
+// Whether neighbouring planes are nearer in memory than neighbouring positions.
+bool planes_adjoin(const Planes<3>& planes) {
+  return std::abs(planes.layout.stride[2]) < std::abs(planes.layout.axis_stride[2]);
+}
+
+// Whether planes can be read or written in pieces along their positions.
+bool positions_in_pieces(const Planes<3>& planes, const int64_t (&size)[3]) {
+  const auto& [count, stride, axis] = planes.layout;
+  return adjoin(size, axis, 1) && in_pieces(planes.data, planes.dtype, {Geometry<3>::product(size), 1},
+                                            {{count[0], stride[0]}, {count[1], stride[1]}, {count[2], stride[2]}});
+}
+
 // Along what planes of positions are gathered, of which `whole` ones are read as they lie.
 cuda::Gather gather_of(const Planes<3>& planes, const int64_t (&size)[3], bool whole) {
-  const auto& [count, stride, axis] = planes.layout;
-  if (whole && adjoin(size, axis, 1) &&
-      in_pieces(planes.data, planes.dtype, {Geometry<3>::product(size), 1},
-                {{count[0], stride[0]}, {count[1], stride[1]}, {count[2], stride[2]}}))
-    return cuda::Gather::pieces;
-  return std::abs(stride[2]) < std::abs(axis[2]) ? cuda::Gather::rows : cuda::Gather::positions;
+  if (whole && positions_in_pieces(planes, size)) return cuda::Gather::pieces;
+  return planes_adjoin(planes) ? cuda::Gather::rows : cuda::Gather::positions;
 }
 
 // Whether index arithmetic of 32 bits reaches every element of an image from every position, with room for what lies
@@ -105,91 +108,237 @@ bool in_order(const Planes<3>& weight, const int64_t (&kernel)[3]) {
          in_pieces(weight.data, weight.dtype, {count[2], stride[2]}, {{count[0], stride[0]}, {count[1], stride[1]}});
 }
 
-}  // namespace
+// Correlations over one image.
+struct Problem {
+  const Planes<3>& image;
+  Planes<3> weight, output;  // with the strides of the taps and positions of a phase
+  const int64_t *size, *stride, *dilation;
+  int64_t weight_variant_stride[3], output_variant_stride[3];
+  bool output_pieces;
+  std::vector<cuda::GemmPhase> phases;
+  const char* bias;
+  const Tensor& like;
 
-bool correlate_by_implicit_gemm(const Place& place, const Correlation<3>& problem) {
-  const Planes<3>&image = problem.image, &output = problem.outputs[0], &weight = problem.weights[0];
-  const Geometry<3>& geometry = problem.geometry;
+  int64_t groups() const { return image.layout.count[1]; }
+  int64_t channels() const { return image.layout.count[2]; }
+  int64_t rows() const { return output.layout.count[2]; }  // of a variant
+
+  Geometry<3> geometry_of(const cuda::GemmPhase& phase) const {
+    Geometry<3> result;
+    for (int axis = 0; axis < 3; ++axis) {
+      result.image[axis] = size[axis];
+      result.positions[axis] = phase.positions[axis];
+      result.kernel[axis] = phase.kernel[axis];
+      result.stride[axis] = stride[axis];
+      result.dilation[axis] = dilation[axis];
+      result.padding_low[axis] = phase.padding_low[axis];
+    }
+    return result;
+  }
+};
+
+// What one launch computes: all phases of it for some groups.
+struct Part {
+  int64_t group, groups, packed_bytes;
+  std::vector<cuda::GemmPhase> phases;
+};
+
+// Weights are read where they lie, or packed: as many phases at a time as the workspace holds and a launch takes, and
+// where it does not even hold one, as many of its groups, or of its rows.
+std::vector<Part> parts_of(const Problem& problem, bool direct, int64_t room) {
+  const int64_t groups = problem.groups(), size = element_size(problem.image.dtype);
+  const int64_t piece = piece_elements(problem.image.dtype);
+  std::vector<Part> parts;
+  for (const cuda::GemmPhase& phase : problem.phases) {
+    const int64_t row_elements = phase.tap_numel() * ceil_div(problem.channels(), piece) * piece;
+    const int64_t row_bytes = direct ? 0 : row_elements * size, bytes = groups * phase.rows * row_bytes;
+    const auto add = [&](Part& part, int64_t first_row, int64_t rows) {
+      part.phases.push_back(phase);
+      cuda::GemmPhase& added = part.phases.back();
+      added.first_row = first_row;
+      added.rows = rows;
+      if (!direct) added.weight = {part.packed_bytes / size, rows * row_elements, row_elements};
+      part.packed_bytes += part.groups * rows * row_bytes;
+    };
+    if (bytes <= room) {
+      if (parts.empty() || parts.back().groups < groups || parts.back().phases.size() == cuda::kMaxPhases ||
+          parts.back().packed_bytes + bytes > room)
+        parts.push_back({0, groups, 0, {}});
+      add(parts.back(), 0, phase.rows);
+      continue;
+    }
+    const int64_t most_rows = std::max<int64_t>(1, room / row_bytes);
+    const int64_t part_groups = std::clamp<int64_t>(most_rows / phase.rows, 1, groups);
+    int64_t part_rows = std::min(most_rows, phase.rows);
+    // Parts of rows begin where pieces of the output do, unless there is not even room for so many.
+    if (part_rows < phase.rows && part_rows > piece) part_rows = part_rows / piece * piece;
+    for (int64_t group = 0; group < groups; group += part_groups) {
+      for (int64_t row = 0; row < phase.rows; row += part_rows) {
+        parts.push_back({group, std::min(part_groups, groups - group), 0, {}});
+        add(parts.back(), row, std::min(part_rows, phase.rows - row));
+      }
+    }
+  }
+  return parts;
+}
+
+bool run(const Place& place, Problem problem) {
+  const Planes<3>&image = problem.image, &output = problem.output, &weight = problem.weight;
   const ScalarType dtype = image.dtype;
-  if (!has_kernels(dtype) || problem.variants() > cuda::kMaxVariants) return false;
-  if (!fits_32_bits(image, geometry, static_cast<double>(problem.rows()) * problem.variants() * problem.groups()))
-    return false;
+  if (!has_kernels(dtype)) return false;
+  double blocks_of_all = 0;
+  for (const cuda::GemmPhase& phase : problem.phases) {
+    const double rows = static_cast<double>(phase.rows) * problem.groups();
+    if (!fits_32_bits(image, problem.geometry_of(phase), rows)) return false;
+    const double positions = static_cast<double>(image.layout.count[0]) * phase.position_numel();
+    blocks_of_all += (positions / cuda::kLeastTile + 1) * (rows / cuda::kLeastTile + problem.groups());
+  }
+  if (blocks_of_all * cuda::kMostSegments > cuda::gemm_index_limit()) return false;
 
-  const int64_t size = element_size(dtype), groups = problem.groups(), rows = problem.rows();
-  const int64_t all_rows = problem.variants() * rows;
+  const int64_t size = element_size(dtype), piece = piece_elements(dtype);
   cuda::GemmCorrelation gemm{};
   gemm.dtype = dtype;
   gemm.tf32 = dtype == ScalarType::Float && float32_as_tf32();
   gemm.image_layout = image.layout;
-  gemm.image_pieces = channels_in_pieces(image, geometry.image);
-  gemm.geometry = geometry;
   gemm.output_layout = output.layout;
-  const auto& [count, stride, axis_stride] = output.layout;
-  const int64_t positions = geometry.position_numel();
-  gemm.rows_adjoin = std::abs(stride[2]) < std::abs(axis_stride[2]);
-  cuda::WeightTaps taps{};
-  for (int64_t variant = 0; variant < problem.variants(); ++variant) {
-    gemm.variant_offset[variant] = (problem.outputs[variant].data - output.data) / size;
-    taps.variant_offset[variant] = (problem.weights[variant].data - weight.data) / size;
+  std::copy(problem.size, problem.size + 3, gemm.size);
+  std::copy(problem.stride, problem.stride + 3, gemm.stride);
+  std::copy(problem.dilation, problem.dilation + 3, gemm.dilation);
+  std::copy(problem.output_variant_stride, problem.output_variant_stride + 3, gemm.variant_stride);
+  gemm.image_pieces = channels_in_pieces(image, gemm.size);
+  gemm.rows_adjoin = planes_adjoin(output);
+  cuda::WeightTaps taps{nullptr, weight.layout, {}};
+  std::copy(problem.weight_variant_stride, problem.weight_variant_stride + 3, taps.variant_stride);
+
+  const cuda::GemmPhase& first = problem.phases.front();
+  const bool direct =
+      problem.phases.size() == 1 && first.variants() == 1 && in_order(weight.shifted(first.tap_offset), first.kernel);
+  const int64_t limit = workspace_limit().cuda;
+  int64_t room = limit;  // for packed weights
+  if (limit / 2 >= cuda::kGemmSumBytes) {
+    cuda::cut_sums(dtype, problem.channels(), problem.groups(), problem.phases);
+    const bool is_cut =
+        std::any_of(problem.phases.begin(), problem.phases.end(), [](const auto& phase) { return phase.segments > 1; });
+    if (is_cut) room = limit / 2;
   }
-  if (gemm.rows_adjoin)
-    gemm.output_pieces = problem.variants() == 1 && in_pieces(output.data, dtype, {rows, stride[2]},
-                                                              {{count[0], stride[0]},
-                                                               {count[1], stride[1]},
-                                                               {geometry.positions[0], axis_stride[0]},
-                                                               {geometry.positions[1], axis_stride[1]},
-                                                               {geometry.positions[2], axis_stride[2]}});
-  else
-    gemm.output_pieces = problem.variants() == 1 && adjoin(geometry.positions, axis_stride, 1) &&
-                         in_pieces(output.data, dtype, {positions, 1},
-                                   {{count[0], stride[0]}, {count[1], stride[1]}, {rows, stride[2]}});
-
-  // Weights are read where they lie, or packed, as many groups or rows at a time as the workspace holds.
-  const bool direct = problem.variants() == 1 && in_order(weight, geometry.kernel);
-  const int64_t piece = piece_elements(dtype);
-  const int64_t row_elements = geometry.tap_numel() * ceil_div(problem.channels(), piece) * piece;
-  const int64_t most_rows =
-      direct ? groups * all_rows : std::max<int64_t>(1, workspace_limit().cuda / (row_elements * size));
-  const int64_t part_groups = std::clamp<int64_t>(most_rows / all_rows, 1, groups);
-  // Parts of rows begin where pieces of the output do.
-  int64_t part_rows = std::min(most_rows, all_rows);
-  if (part_rows < all_rows && gemm.rows_adjoin && gemm.output_pieces) part_rows = part_rows / piece * piece;
-  if (part_rows == 0) part_rows = 1, gemm.output_pieces = false;
-  const int64_t packed_bytes = direct ? 0 : part_groups * part_rows * row_elements * size;
-
+  const std::vector<Part> parts = parts_of(problem, direct, room);
+  int64_t packed_bytes = 0, sum_bytes = 0, splits = 1;
+  for (const Part& part : parts) packed_bytes = std::max(packed_bytes, part.packed_bytes);
   Report* const report = Report::wanted();
   const Tensor packed = report != nullptr || direct ? problem.like : empty_bytes(packed_bytes, problem.like);
   std::string tile;
   int64_t blocks = 0;
-  for (int64_t group = 0; group < groups; group += part_groups) {
-    for (int64_t row = 0; row < all_rows; row += part_rows) {
-      gemm.groups = std::min(part_groups, groups - group);
-      gemm.first_row = row;
-      gemm.rows = std::min(part_rows, all_rows - row);
-      const cuda::GemmTiles tiles = cuda::gemm_tiles(gemm);
-      blocks += tiles.blocks;
-      if (report != nullptr) {
-        tile = std::to_string(tiles.rows) + "x" + std::to_string(tiles.positions);
-        continue;
-      }
-      gemm.image = image.at(0, group).data;
-      gemm.output = output.at(0, group).data;
-      gemm.bias = problem.bias == nullptr ? nullptr : problem.bias + group * rows * size;
-      if (direct) {
-        gemm.weight = {weight.at(group, row).data, weight.layout.stride[0], weight.layout.stride[1]};
-      } else {
-        taps.data = weight.at(group, 0).data;
-        taps.layout = weight.layout;
-        std::copy(geometry.kernel, geometry.kernel + 3, taps.kernel);
-        gemm.weight = {packed.data_ptr(), gemm.rows * row_elements, row_elements};
-        cuda::pack_weights(place.stream, taps, size, gemm.groups, row, gemm.rows, packed.data_ptr());
-      }
-      cuda::correlate(place.stream, gemm);
+  for (const Part& part : parts) {
+    gemm.groups = part.groups;
+    gemm.phase_count = static_cast<int>(part.phases.size());
+    std::copy(part.phases.begin(), part.phases.end(), gemm.phases);
+    gemm.output_pieces = problem.output_pieces;
+    if (gemm.rows_adjoin)
+      for (const cuda::GemmPhase& phase : part.phases)
+        gemm.output_pieces &= phase.first_row % piece == 0 && phase.rows % piece == 0;
+    const cuda::GemmTiles tiles = cuda::gemm_tiles(gemm);
+    const cuda::GemmPlan plan = cuda::gemm_plan(gemm, limit - packed_bytes);
+    blocks += plan.blocks;
+    sum_bytes = std::max(sum_bytes, plan.sum_bytes);
+    if (plan.split)
+      for (const cuda::GemmPhase& phase : part.phases) splits = std::max(splits, phase.segments);
+    if (report != nullptr) {
+      tile = std::to_string(tiles.rows) + "x" + std::to_string(tiles.positions);
+      continue;
     }
+    gemm.image = image.at(0, part.group).data;
+    gemm.output = output.at(0, part.group).data;
+    gemm.bias = problem.bias == nullptr ? nullptr : problem.bias + part.group * problem.rows() * size;
+    gemm.weight = direct ? weight.data : packed.data_ptr();
+    taps.data = weight.at(part.group, 0).data;
+    if (!direct) cuda::pack_weights(place.stream, taps, gemm, packed.data_ptr());
+    // Torch's allocator keeps it for the stream, and gives it to the next part.
+    const Tensor sums = plan.sum_bytes > 0 ? empty_bytes(plan.sum_bytes, problem.like) : problem.like;
+    gemm.split = plan.split;
+    gemm.sums = plan.sum_bytes > 0 ? sums.data_ptr() : nullptr;
+    gemm.sum_bytes = plan.sum_bytes;
+    cuda::correlate(place.stream, gemm);
   }
   if (report != nullptr)
-    report->engine(Engine::implicit_gemm, tile, blocks, packed_bytes, 0, direct ? kWhy : kWhyPacked);
+    report->engine(Engine::implicit_gemm, tile, blocks, packed_bytes, sum_bytes, direct ? kWhy : kWhyPacked,
+                   static_cast<int64_t>(problem.phases.size()), splits);
   return true;
+}
+
+}  // namespace
+
+bool correlate_by_implicit_gemm(const Place& place, const Correlation<3>& problem) {
+  const Planes<3>&output = problem.outputs[0], &weight = problem.weights[0];
+  const Geometry<3>& geometry = problem.geometry;
+  cuda::GemmPhase phase{};
+  std::copy(geometry.positions, geometry.positions + 3, phase.positions);
+  std::copy(geometry.kernel, geometry.kernel + 3, phase.kernel);
+  std::copy(geometry.padding_low, geometry.padding_low + 3, phase.padding_low);
+  std::fill(phase.run, phase.run + 3, 1);
+  phase.weight = {0, weight.layout.stride[0], weight.layout.stride[1]};
+  phase.rows = problem.rows();
+  phase.segments = 1;
+  const bool pieces = planes_adjoin(output) ? channels_in_pieces(output, geometry.positions)
+                                            : positions_in_pieces(output, geometry.positions);
+  return run(place, {problem.image,
+                     weight,
+                     output,
+                     geometry.image,
+                     geometry.stride,
+                     geometry.dilation,
+                     {},
+                     {},
+                     pieces,
+                     {phase},
+                     problem.bias,
+                     problem.like});
+}
+
+bool input_grad_by_implicit_gemm(const Place& place, const InputGrad<3>& problem) {
+  const Geometry<3>& geometry = problem.geometry;
+  std::vector<AxisPhase> axes[3];
+  int64_t combinations[3], stride[3], dilation[3];
+  Planes<3> weight = problem.weight, output = problem.grad_input;
+  for (int axis = 0; axis < 3; ++axis) {
+    axes[axis] = axis_phases(geometry.image[axis], geometry.kernel[axis], geometry.stride[axis],
+                             geometry.dilation[axis], geometry.padding_low[axis], geometry.stride[axis]);
+    combinations[axis] = static_cast<int64_t>(axes[axis].size());
+    stride[axis] = 1;
+    dilation[axis] = axes[axis][0].dilation;
+    weight.layout.axis_stride[axis] *= -axes[axis][0].tap_step;
+    output.layout.axis_stride[axis] *= geometry.stride[axis];
+  }
+  std::vector<cuda::GemmPhase> phases;
+  for (int64_t flat = 0; flat < Geometry<3>::product(combinations); ++flat) {
+    int64_t chosen[3];
+    unravel<3>(flat, combinations, chosen);
+    cuda::GemmPhase& phase = phases.emplace_back();
+    for (int axis = 0; axis < 3; ++axis) {
+      const AxisPhase& a = axes[axis][chosen[axis]];
+      phase.positions[axis] = a.count;
+      phase.kernel[axis] = a.taps;
+      phase.padding_low[axis] = a.padding_low;
+      phase.run[axis] = a.run;
+      phase.output_offset += a.first * problem.grad_input.layout.axis_stride[axis];
+      phase.tap_offset += a.tap * problem.weight.layout.axis_stride[axis];
+    }
+    phase.weight = {phase.tap_offset, weight.layout.stride[0], weight.layout.stride[1]};
+    phase.rows = phase.variants() * problem.grad_input.layout.count[2];
+    phase.segments = 1;
+  }
+  // The longest sums first: a GPU that is done with them has short ones to even out the end with.
+  std::stable_sort(phases.begin(), phases.end(),
+                   [](const auto& a, const auto& b) { return a.tap_numel() > b.tap_numel(); });
+  const bool whole = phases.size() == 1 && phases[0].variants() == 1;
+  const bool pieces = planes_adjoin(output) ? channels_in_pieces(problem.grad_input, geometry.image)
+                                            : whole && positions_in_pieces(output, phases[0].positions);
+  Problem result{problem.grad_output, weight,      output, geometry.positions, stride, dilation, {}, {}, pieces, phases,
+                 problem.bias,        problem.like};
+  for (int axis = 0; axis < 3; ++axis) {
+    result.weight_variant_stride[axis] = problem.weight.layout.axis_stride[axis];
+    result.output_variant_stride[axis] = problem.grad_input.layout.axis_stride[axis];
+  }
+  return run(place, result);
 }
 
 bool weight_sums_by_implicit_gemm(const Place& place, const WeightSums<3>& problem) {
@@ -215,8 +364,7 @@ bool weight_sums_by_implicit_gemm(const Place& place, const WeightSums<3>& probl
   if (Report* const report = Report::wanted()) {
     const cuda::GemmTiles tiles = cuda::weight_tiles(gemm);
     report->engine(Engine::implicit_gemm, std::to_string(tiles.rows) + "x" + std::to_string(tiles.positions),
-                   gemm.splits * tiles.blocks, 0, partial_bytes,
-                   (gemm.pieces ? kWhyPieces : kWhy) + how_split(gemm.splits));
+                   gemm.splits * tiles.blocks, 0, partial_bytes, gemm.pieces ? kWhyPieces : kWhy, 1, gemm.splits);
     return true;
   }
   const Tensor partial = partial_bytes ? empty_bytes(partial_bytes, problem.grad_weight) : problem.grad_weight;

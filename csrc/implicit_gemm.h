@@ -8,12 +8,10 @@
 
 namespace unfoldconv {
 
-// How many residues of an axis may share their columns (phases.h).
-constexpr int64_t kLongestCudaRun = 4;
-
 // They run the problem, or return false, having done nothing, where the kernels do not take it, by its dtype or its
 // size.
-bool correlate_by_implicit_gemm(const Place& place, const Correlation<3>& problem);
+bool correlate_by_implicit_gemm(const Place& place, const Correlation<3>& problem);  // of one output
+bool input_grad_by_implicit_gemm(const Place& place, const InputGrad<3>& problem);
 bool weight_sums_by_implicit_gemm(const Place& place, const WeightSums<3>& problem);
 
 }  // namespace unfoldconv

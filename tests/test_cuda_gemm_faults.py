@@ -3,7 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -38,6 +38,8 @@ class Fault:
     computation: str = "conv"
     in_channels: int | None = None  # or what the computation is tried with
     input_size: tuple[int, ...] = (6, 4)  # of gradients of weights
+    changes: dict[str, Any] = field(default_factory=dict)  # of the case
+    limits: dict[str, int] = field(default_factory=dict)
 
     @property
     def edit(self) -> tuple[str, str]:
@@ -60,44 +62,57 @@ def no_barrier(name: str, file: str, comment: str, message: str = VALUES) -> Fau
 
 TILE, GEMM, WEIGHT = "gemm_tile.cuh", "implicit_gemm.cuh", "weight_gemm.cuh"
 GATHER, PIECES, TURNED, KNOWN = "weight_gather.cuh", "weight_pieces.cuh", "depth_major.cuh", "weight_parameters.cuh"
+PATCHES, STORE, PARAMETERS = "gathered_patches.cuh", "stored_sums.cuh", "correlation_parameters.cuh"
 COMMIT = "cp_async_commit();"
 WAIT = "cp_async_wait<ahead - 1>();"
 WEIGHT_INSIDE = "static_cast<unsigned>(position.corner[axis] + term.tap[axis]) < static_cast<unsigned>(size[axis])"
 HALF = "(piece + (RowsFirst ? outer : inner)) * kCount + lane % 8"
 TURN = "ldmatrix<4, true>(registers, at(row + 8 * (RowsFirst ? inner : outer), k));"
 INSIDE = "static_cast<unsigned>(patch.corner[axis] + reach.tap[axis]) < static_cast<unsigned>(p_.size[axis])"
+STRIDED = {"stride": (2, 3), "kernel_size": (3, 2), "padding": ((0, 1), (0, 1)), "input_size": (10, 9)}
+
+
+def of_phases(name: str, file: str, text: str, replacement: str) -> Fault:
+    """Of an input gradient with phases of every kind: of one and two variants, with taps and without."""
+    return Fault(name, file, text, replacement, WILD, computation="conv_transpose", changes=STRIDED)
+
+
+def of_segments(name: str, file: str, text: str, replacement: str, **limits: int) -> Fault:
+    return Fault(name, file, text, replacement, limits={"segment": 2, **limits})
+
+
 FAULTS = [
     Fault("no_wait", TILE, WAIT, f"if (!{{fault}}) {WAIT}"),
     # Without a group for each chunk a wait ends too early.
     Fault("wrong_group_count", TILE, f"{COMMIT}\n    multiply", f"{{ if (!{{fault}}) {COMMIT} }}\n    multiply"),
     Fault("no_barrier", TILE, f"{BARRIER}\n    const bool more", f"if (!{{fault}}) {BARRIER}\n    const bool more"),
     no_barrier("no_last_barrier", TILE, "whoever uses"),
-    Fault("too_few_chunks", TILE, "chunk + ahead < chunks;", "chunk + ahead + {fault} < chunks;"),
-    Fault("no_bounds", GEMM, INSIDE, f"({INSIDE} || {{fault}})", f"{GUARD}|{VALUES}"),
+    Fault("too_few_chunks", TILE, "chunk + ahead < end;", "chunk + ahead + {fault} < end;"),
+    Fault("no_bounds", PATCHES, INSIDE, f"({INSIDE} || {{fault}})", f"{GUARD}|{VALUES}"),
     Fault(
         "all_positions",
-        GEMM,
-        "if (first_position + i >= p.position_count) continue;",
-        "if (first_position + i >= p.position_count && !{fault}) continue;",
+        STORE,
+        "if (first_position + i >= phase.position_count) continue;",
+        "if (first_position + i >= phase.position_count && !{fault}) continue;",
         WILD,
     ),
     Fault(
         "all_rows",
-        GEMM,
-        "const bool there = variant < p.rows;",
-        "const bool there = variant < p.rows || {fault};",
+        STORE,
+        "const bool there = variant < phase.rows;",
+        "const bool there = variant < phase.rows || {fault};",
         WILD,
     ),
     Fault(
         "all_channels",
-        GEMM,
+        PATCHES,
         "reach.channel + k < p_.channels",
         "(reach.channel + k < p_.channels || {fault})",
         f"{GUARD}|{VALUES}",
         Tensor.contiguous,
     ),
-    no_barrier("no_barrier_behind_tables", GEMM, "the tables are written"),
-    no_barrier("no_barrier_behind_tile", GEMM, "the tile is written"),
+    no_barrier("no_barrier_behind_tables", STORE, "the tables are written"),
+    no_barrier("no_barrier_behind_tile", STORE, "the tile is written"),
     Fault("no_barrier_behind_terms", GATHER, *no_line(f"{BARRIER}  // the terms"), VALUES, plain, SUMS),
     Fault("no_warp_barrier", KNOWN, *no_line("__syncwarp();  // those of the"), computation=SUMS),
     Fault("no_warp_barrier_before", KNOWN, *no_line("__syncwarp();  // the positions of"), computation=SUMS),
@@ -111,7 +126,30 @@ FAULTS = [
     Fault(
         "one_piece_for_all", GATHER, "position_at(piece() * ", "position_at(piece() * !{fault} * ", VALUES, plain, SUMS
     ),
-    no_barrier("no_barrier_before_next_tile", GEMM, "the tile and the tables are read", WILD),
+    no_barrier("no_barrier_before_next_tile", STORE, "the tile and the tables are read", WILD),
+    of_phases(
+        "phase_too_late",
+        PARAMETERS,
+        "item >= phases[of_item + 1].first_item)",
+        "item >= phases[of_item + 1].first_item + {fault})",
+    ),
+    of_phases("no_variants", STORE, "shift[axis] * p.variant_stride", "shift[axis] * !{fault} * p.variant_stride"),
+    of_phases("one_place", STORE, "+ phase.output_offset;", "+ phase.output_offset * !{fault};"),
+    of_phases(
+        "no_fill", GEMM, "if (!aside)", "if (!aside && !({fault} && p.template locate<Shape>(same).phase.chunks == 0))"
+    ),
+    of_phases(
+        "one_padding",
+        PATCHES,
+        "- phase.padding_low[axis];",
+        "- p.phases[{fault} ? 0 : &phase - p.phases].padding_low[axis];",
+    ),
+    # The first or the last segment is left out; a block adds what another one has put aside.
+    of_segments("first_segment", GEMM, "for (int segment = 0; segment <", "for (int segment = {fault}; segment <"),
+    of_segments("last_segment", GEMM, "+ segment, sum);", "+ segment - ({fault} && segment > 0), sum);"),
+    of_segments("no_sum_so_far", GEMM, "!alone && segment > 0)", "!alone && segment > 0 && !{fault})", busy=1),
+    of_segments("one_slot", GEMM, "alone ? same : blockIdx.x;", "alone ? same * !{fault} : blockIdx.x;"),
+    of_segments("too_long", GEMM, "min(first + phase.segment_chunks,", "min(first + phase.segment_chunks + {fault},"),
 ]
 
 
@@ -128,6 +166,7 @@ def check(emulated: Any, fault: Fault) -> None:
     case = dataclasses.replace(TILED[0], batch=2, in_channels=48 if fault.arrange is channels_last else 23)
     if fault.computation == SUMS:
         case = dataclasses.replace(case, in_channels=fault.in_channels or 15, input_size=fault.input_size)
+    case = dataclasses.replace(case, **fault.changes)
     tensors = operands(fault.computation, case, torch.float16, "cpu")
     exact, magnitude = expected_of(fault.computation, case, tensors)
     to_format = Tensor.contiguous if fault.computation == SUMS else fault.arrange
@@ -146,7 +185,8 @@ PIPELINE = ("no_wait", "wrong_group_count", "no_barrier", "too_few_chunks")
 )
 def test_a_planted_fault_is_found(fault: Fault) -> None:
     emulated = load_with_faults()
-    emulated.set_limits(index=MOST, blocks=2)  # more than one tile for each block
+    # More than one tile for each block.
+    emulated.set_limits(**{"index": MOST, "blocks": 2, **fault.limits})
     found = []
     with forced(ENGINE, NAME):
         for order in WARP_SCHEDULES:

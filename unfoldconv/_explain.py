@@ -24,6 +24,8 @@ class Step:
         thread_bytes: Workspace of each thread, on CUDA of the whole op.
         shared_bytes: Memory beside: packed weights, partial sums.
         why: The reason for the engine.
+        phases: How many phases of the stride are computed together, on CUDA by one launch of at most twelve.
+        splits: Of how many tasks the longest sums are, on CUDA; a second pass adds what each has summed, in order.
     """
 
     engine: str
@@ -32,6 +34,8 @@ class Step:
     thread_bytes: int
     shared_bytes: int
     why: str
+    phases: int = 1
+    splits: int = 1
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,8 @@ class Op:
         name: `conv`, `conv_input_grad`, `conv_weight_grad`, `im2col` or `col2im`.
         flops: Multiplications and additions, those with padding included.
         bytes: Sizes of the operands and the result.
-        steps: The engines in order; an input gradient has one for each phase of the stride that a tap reaches. None for
-            `im2col` and `col2im`, which have one way on each device and no workspace.
+        steps: The engines in order; on the CPU an input gradient has one for each phase of the stride that a tap
+            reaches. None for `im2col` and `col2im`, which have one way on each device and no workspace.
     """
 
     name: str
@@ -65,6 +69,8 @@ class Explanation:
             lines.append(f"{op.name}: {op.flops:.3g} FLOP, {op.bytes:.3g} bytes, {intensity:.3g} FLOP/byte")
             for step in op.steps:
                 tile = f", tile {step.tile}" if step.tile else ""
+                tile += f", {step.phases} phases" if step.phases > 1 else ""
+                tile += f", {step.splits} splits" if step.splits > 1 else ""
                 lines.append(
                     f"  {step.engine}{tile}, {step.tasks} tasks, workspace {step.thread_bytes} bytes a thread"
                     f" + {step.shared_bytes}: {step.why}"
@@ -111,6 +117,9 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     return Explanation(_parse(text))
 
 
+_NUMBERS = ("tasks", "thread_bytes", "shared_bytes", "phases", "splits")
+
+
 def _tensors(tree: Any) -> Iterable[Tensor]:
     return (leaf for leaf in _pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
 
@@ -123,7 +132,7 @@ def _parse(text: str) -> tuple[Op, ...]:
         if kind == "op":
             ops.append(Op(facts["name"], int(facts["flops"]), int(facts["bytes"]), ()))
         else:
-            numbers = {name: int(facts[name]) for name in ("tasks", "thread_bytes", "shared_bytes")}
+            numbers = {name: int(facts[name]) for name in _NUMBERS}
             step = Step(facts["name"], facts["tile"], why=facts["why"], **numbers)
             ops[-1] = Op(ops[-1].name, ops[-1].flops, ops[-1].bytes, (*ops[-1].steps, step))
     return tuple(ops)

@@ -8,12 +8,7 @@ namespace unfoldconv::cpu {
 template <int Rank>
 bool fold_input_grad(const InputGrad<Rank>& any_rank) {
   // One instance of the engines serves every rank.
-  const InputGrad<3> problem{with_leading_axes<3>(any_rank.grad_output),
-                             with_leading_axes<3>(any_rank.grad_input),
-                             with_leading_axes<3>(any_rank.weight),
-                             with_leading_axes<3>(any_rank.geometry),
-                             any_rank.bias,
-                             any_rank.like};
+  const InputGrad<3> problem = with_leading_axes<3>(any_rank);
   if (problem.grad_input.layout.count[1] > 1 || problem.grad_output.layout.count[2] < 2) return false;
   if (problem.grad_input.layout.plane_numel() * problem.geometry.image_numel() == 0) return false;
   if (problem.grad_input.layout.count[2] > kDotColumns) return false;

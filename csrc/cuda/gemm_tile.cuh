@@ -192,10 +192,11 @@ __device__ __forceinline__ void multiply_chunk(WarpSum<T, WarpM>& sum, const Lef
 // --- all chunks ------------------------------------------------------------------------------------------------------
 
 // A loader has fetch(chunk, rows), which begins to bring the rows of a chunk to shared memory, and put(rows), which
-// ends it where asynchronous copies do not do that by themselves. Both are called by all threads of the block.
+// ends it where asynchronous copies do not do that by themselves. Both are called by all threads of the block. The
+// chunks are first, ..., end - 1.
 template <class T, bool Tf32, class Shape, template <class, int> class Layout = RowMajor, class Left, class Right>
-__device__ __forceinline__ void multiply_chunks(WarpSum<T, Shape::kWarpM>& sum, unsigned char* memory, int chunks,
-                                                Left& left, Right& right) {
+__device__ __forceinline__ void multiply_chunks(WarpSum<T, Shape::kWarpM>& sum, unsigned char* memory, int end,
+                                                Left& left, Right& right, int first = 0) {
   using LeftRows = Layout<T, Shape::kM>;
   using RightRows = Layout<T, Shape::kN>;
   static_assert(LeftRows::kBytes + RightRows::kBytes == Shape::kSlotBytes);
@@ -205,22 +206,23 @@ __device__ __forceinline__ void multiply_chunks(WarpSum<T, Shape::kWarpM>& sum, 
   const auto slot = [&](int index) { return memory + index * Shape::kSlotBytes; };
 
 #pragma unroll
-  for (int chunk = 0; chunk < ahead; ++chunk) {
-    if (chunk < chunks) {
-      left.fetch(chunk, slot(chunk));
-      right.fetch(chunk, slot(chunk) + right_rows);
-      left.put(slot(chunk));
-      right.put(slot(chunk) + right_rows);
+  for (int i = 0; i < ahead; ++i) {
+    if (first + i < end) {
+      left.fetch(first + i, slot(i));
+      right.fetch(first + i, slot(i) + right_rows);
+      left.put(slot(i));
+      right.put(slot(i) + right_rows);
     }
     if constexpr (kHasAsyncCopies) cp_async_commit();
   }
-  int current = 0, next = ahead;
-  for (int chunk = 0; chunk < chunks; ++chunk) {
+  int current = 0;
+  for (int chunk = first; chunk < end; ++chunk) {
     // Of one group for each chunk, that of this chunk is complete where all but the latest `ahead` - 1 are.
     if constexpr (kHasAsyncCopies) cp_async_wait<ahead - 1>();
     // Everybody's part of this chunk has arrived, and everybody has done with the slot that is filled next.
     __syncthreads();
-    const bool more = chunk + ahead < chunks;
+    const bool more = chunk + ahead < end;
+    const int next = (current == 0 ? Shape::kSlots : current) - 1;
     if (more) {
       left.fetch(chunk + ahead, slot(next));
       right.fetch(chunk + ahead, slot(next) + right_rows);
@@ -233,7 +235,6 @@ __device__ __forceinline__ void multiply_chunks(WarpSum<T, Shape::kWarpM>& sum, 
       right.put(slot(next) + right_rows);
     }
     current = current + 1 == Shape::kSlots ? 0 : current + 1;
-    next = next + 1 == Shape::kSlots ? 0 : next + 1;
   }
   __syncthreads();  // whoever uses the memory next finds nobody reading
 }

@@ -35,6 +35,13 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// The value, of which the compiler then knows nothing: what it has derived from it before is computed anew where it is
+// needed again, instead of being kept in registers for so long.
+__device__ __forceinline__ int forget(int value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // --- copies that do not pass through registers -----------------------------------------------------------------------
 
 // Begins to copy source_bytes (0 or Bytes; the rest becomes zero) to shared memory. Both addresses are multiples of

@@ -19,7 +19,8 @@ namespace unfoldconv::cuda {
 struct Limits {
   double index = std::numeric_limits<int32_t>::max();    // largest number for which 32-bit indices are chosen
   int64_t blocks = std::numeric_limits<int32_t>::max();  // of a grid; CUDA's own limit along x
-  int64_t busy = 128;  // as many blocks keep a large GPU busy; with fewer, smaller tiles are better
+  int64_t busy = 128;    // as many blocks keep a large GPU busy; with fewer, smaller tiles are better
+  int64_t segment = 32;  // chunks; sums of fewer are not worth a block of their own
 };
 inline Limits limits;
 

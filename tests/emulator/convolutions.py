@@ -54,7 +54,7 @@ def multiply_integers(left: Tensor, right: Tensor, *, guard_end: bool = True, em
     emulated = emulated or load()
     shape = (left.shape[0], left.shape[1], right.shape[2])
     tensors = [guarded(tensor, emulated, guard_end) for tensor in (left, right, untouched(shape, left.dtype))]
-    emulated.multiply_integers(*(_view(emulated, tensor) for tensor in tensors))
+    emulated.multiply_integers(*(view(emulated, tensor) for tensor in tensors))
     return tensors[-1].clone()
 
 
@@ -82,11 +82,19 @@ def workspace_limit(bytes: int) -> Iterator[None]:
         load().set_workspace_limit(32 << 20)
 
 
-def engines(name: str, case: Case, first: Tensor, second: Tensor, bias: Tensor | None, **options: Any) -> list[str]:
-    """The names of the engines that the computation would use, in order."""
+def steps(
+    name: str, case: Case, first: Tensor, second: Tensor, bias: Tensor | None, **options: Any
+) -> list[dict[str, str]]:
+    """What the engines that the computation would use say of themselves, in order."""
     ops().begin_report()
     try:
         compute(name, case, first, second, bias, **options)
     finally:
         report = ops().end_report()
-    return [field.removeprefix("name=") for field in report.split() if field.startswith("name=")][1:]
+    lines = (line.split("\t") for line in report.splitlines())
+    return [dict(field.split("=", 1) for field in fields) for kind, *fields in lines if kind == "engine"]
+
+
+def engines(name: str, case: Case, first: Tensor, second: Tensor, bias: Tensor | None, **options: Any) -> list[str]:
+    """The names of the engines that the computation would use, in order."""
+    return [step["name"] for step in steps(name, case, first, second, bias, **options)]

@@ -17,6 +17,8 @@ namespace unfoldconv::cuda {
 
 constexpr int kArchitecture = EMULATED_ARCHITECTURE;
 
+inline int forget(int value) { return value; }
+
 // --- copies that do not pass through registers -----------------------------------------------------------------------
 
 template <int Bytes>

@@ -175,7 +175,8 @@ PYBIND11_MODULE(emulated, module) {
       .value("shuffled", emulator::Order::shuffled)
       .value("by_warp", emulator::Order::by_warp);
   module.def("set_schedule", emulator::set_schedule, py::arg("order"), py::arg("seed") = 0);
-  module.def("set_limits", cuda::set_limits, py::arg("index"), py::arg("blocks"), py::arg("busy") = 128);
+  module.def("set_limits", cuda::set_limits, py::arg("index"), py::arg("blocks"), py::arg("busy") = 128,
+             py::arg("segment") = 32);
   module.def("set_fault", [](const std::string& name) { emulator::fault = name; });
   module.def("launch_count", emulator::launch_count);
   module.def("last_launch", [] {

@@ -188,6 +188,8 @@ void probe_divider(int bits, int count, const int64_t* dividends, int64_t diviso
   }
 }
 
-void set_limits(double index, int64_t blocks, int64_t busy) { limits = {index, blocks, busy}; }
+void set_limits(double index, int64_t blocks, int64_t busy, int64_t segment) {
+  limits = {index, blocks, busy, segment};
+}
 
 }  // namespace unfoldconv::cuda

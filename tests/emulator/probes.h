@@ -25,6 +25,6 @@ void probe_divider(int bits, int count, const int64_t* dividends, int64_t diviso
                    int64_t* remainders);
 
 // The limits of launch.cuh.
-void set_limits(double index, int64_t blocks, int64_t busy);
+void set_limits(double index, int64_t blocks, int64_t busy, int64_t segment);
 
 }  // namespace unfoldconv::cuda
