@@ -73,9 +73,9 @@ CASES: dict[str, Case] = NAMED | {
     # Warps take turns with the positions.
     "few_terms": dataclasses.replace(NAMED["odd-2d"], out_channels=60),
     "many_tiles": dataclasses.replace(NAMED["seven_by_two-2d"], batch=130, input_size=(9, 16), out_channels=2),
-    # Chunks of 12 x 19 taps, which are not whole pieces, of rows that are.
+    # Chunks of 10 x 19 taps, which are not whole pieces, of rows that are.
     "odd_chunks": stem(
-        "odd_chunks", 2, 1, 64, batch=1, kernel_size=(24, 19), stride=(24, 19), input_size=(48, 76), bias=False
+        "odd_chunks", 2, 1, 64, batch=1, kernel_size=(40, 19), stride=(40, 19), input_size=(80, 76), bias=False
     ),
     # Several tiles for each block, of several chunks.
     "chunks_of_tiles": stem("chunks_of_tiles", 1, 1, 64, batch=17, kernel_size=(601,), input_size=(632,), bias=False),

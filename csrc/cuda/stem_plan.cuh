@@ -92,12 +92,14 @@ bool cut_terms(StemTiling& tiling, int64_t step, int64_t most_terms, Fits&& fits
   const int size[] = {tiling.channels, tiling.kernel[0], tiling.kernel[1], tiling.kernel[2]};
   int chunk[] = {size[0], size[1], size[2], size[3]};
   const int unit = tiling.interleaved ? tiling.channels : 1, piece = static_cast<int>(step / 2);
-  const auto span = [&](int axis, int taps) {
-    return (tiling.tile[axis] - 1) * int64_t{tiling.stride[axis]} + (taps - 1) * int64_t{tiling.dilation[axis]} + 1;
-  };
+  const auto span = [&](int axis, int taps) { return (taps - 1) * int64_t{tiling.dilation[axis]} + 1; };
   const auto cut = [&] {
     const int64_t terms = int64_t{chunk[0]} * chunk[1] * chunk[2] * chunk[3];
-    const int64_t z = span(0, chunk[1]), y = span(1, chunk[2]), x = span(2, chunk[3]) * unit;
+    const int64_t step_z = std::min<int64_t>(tiling.stride[0], span(0, chunk[1]));
+    const int64_t step_y = std::min<int64_t>(tiling.stride[1], span(1, chunk[2]));
+    const int64_t z = (tiling.tile[0] - 1) * step_z + span(0, chunk[1]);
+    const int64_t y = (tiling.tile[1] - 1) * step_y + span(1, chunk[2]);
+    const int64_t x = ((tiling.tile[2] - 1) * int64_t{tiling.stride[2]} + span(2, chunk[3])) * unit;
     const int64_t pitch = tiling.pieces ? round_up(x + piece - 1, piece) : x;
     const double lines = static_cast<double>(tiling.interleaved ? 1 : chunk[0]) * z * y;
     if (terms > most_terms || lines * pitch > kSharedBytes) return false;
@@ -106,6 +108,7 @@ bool cut_terms(StemTiling& tiling, int64_t step, int64_t most_terms, Fits&& fits
     tiling.chunk_terms = static_cast<int>(terms), tiling.padded_terms = static_cast<int>(round_up(terms, step));
     tiling.box_z = static_cast<int>(z), tiling.box_y = static_cast<int>(y), tiling.pitch = static_cast<int>(pitch);
     tiling.lines = static_cast<int>(lines);
+    tiling.step_z = static_cast<int>(step_z), tiling.step_y = static_cast<int>(step_y);
     tiling.elements = static_cast<int>(x);
     tiling.items = static_cast<int>(tiling.pieces ? pitch / piece : x);
     return fits();
@@ -136,6 +139,7 @@ inline void finish_tiling(StemTiling& tiling, int64_t batch) {
   tiling.terms = Unraveler<4, int>(terms), tiling.chunks = Unraveler<4, int>(chunks);
   tiling.width = Divider<int>(tiling.tile[2]), tiling.height = Divider<int>(tiling.tile[1]);
   tiling.line_z = Divider<int>(tiling.box_z), tiling.line_y = Divider<int>(tiling.box_y);
+  tiling.position_z = Divider<int>(tiling.step_z), tiling.position_y = Divider<int>(tiling.step_y);
 }
 
 // Whether neighbouring rows are nearer in memory than neighbouring positions.

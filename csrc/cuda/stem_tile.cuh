@@ -62,7 +62,8 @@ struct StemTiling {
   int size_z, size_y, line_size;                    // of the image
   bool interleaved, pieces;
   int box_z, box_y, pitch, elements, items, lines;  // lines along each axis; elements and moves of a line; all lines
-  Divider<int> line_z, line_y;
+  int step_z, step_y;  // lines from position to position: where windows leave gaps, these are not in the box
+  Divider<int> line_z, line_y, position_z, position_y;
   int lanes_log2;  // threads that move a line together
 
   UNFOLDCONV_HOST_DEVICE int tile_positions() const { return tile[0] * tile[1] * tile[2]; }
@@ -124,7 +125,7 @@ struct StemTiling {
     position_at(p, index);
     if (index[0] >= tile[0]) return 0;  // any place will do
     const int x = index[2] * stride[2];
-    return (index[0] * stride[0] * box_y + index[1] * stride[1]) * pitch + (interleaved ? x * channels : x);
+    return (index[0] * step_z * box_y + index[1] * step_y) * pitch + (interleaved ? x * channels : x);
   }
 
   // The offset of position p of a tile in a plane of such strides, or -1 where there is none.
@@ -160,7 +161,9 @@ struct StemTiling {
     const int lanes = 1 << lanes_log2, width = pieces ? piece : 1;
     for (int line = threadIdx.x >> lanes_log2; line < lines; line += kStemThreads >> lanes_log2) {
       int channel = line;
-      const int y = corner[1] + line_y.divide(channel), z = corner[0] + line_z.divide(channel);
+      int position_of_y = line_y.divide(channel), position_of_z = line_z.divide(channel);
+      const int of_y = position_y.divide(position_of_y), of_z = position_z.divide(position_of_z);
+      const int y = corner[1] + position_of_y * stride[1] + of_y, z = corner[0] + position_of_z * stride[0] + of_z;
       channel += interleaved ? 0 : chunk.first.channel;
       const bool inside = static_cast<unsigned>(z) < static_cast<unsigned>(size_z) &&
                           static_cast<unsigned>(y) < static_cast<unsigned>(size_y) && channel < channels;
