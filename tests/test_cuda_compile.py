@@ -49,7 +49,8 @@ def test_source_compiles_for_every_architecture(source: Path, objects: Path) -> 
 
 
 # Kernels whose inner loops must stay in registers.
-MAIN_KERNELS = ("correlate_tiles", "sum_weights", "convolve_stem", "sum_stem")
+MATRIX_PRODUCTS = ("correlate_tiles", "sum_weights")
+MAIN_KERNELS = (*MATRIX_PRODUCTS, "convolve_stem", "sum_stem")
 
 
 def test_main_kernels_spill_no_registers(objects: Path) -> None:
@@ -64,7 +65,7 @@ def test_main_kernels_spill_no_registers(objects: Path) -> None:
                 seen.add((main, kernel.architecture))
                 assert kernel.stack == kernel.spills == 0, kernel
                 assert kernel.shared <= 48 << 10, "more must be asked for at the launch"
-                if "N3c104HalfE" in kernel.name and kernel.architecture != "sm_75":
+                if main in MATRIX_PRODUCTS and "N3c104HalfE" in kernel.name and kernel.architecture != "sm_75":
                     assert blocks_at_once(kernel) >= 2, kernel
     assert seen == {(name, architecture) for name in MAIN_KERNELS for architecture in ("sm_75", "sm_80", "sm_90a")}
 

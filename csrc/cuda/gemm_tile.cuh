@@ -86,10 +86,13 @@ constexpr Instruction instruction_of() {
   return Tf32 ? Instruction::mma_tf32 : Instruction::fma;
 }
 
-// For __launch_bounds__: of how many blocks a multiprocessor must have room for the registers. FFMA needs more of them.
-template <class T, bool Tf32, class Shape>
-constexpr int kGemmBlocks =
-    kArchitecture >= 800 && Shape::kThreads == 256 && instruction_of<T, Tf32>() != Instruction::fma ? 2 : 1;
+// For __launch_bounds__: of how many blocks a multiprocessor must have room for the registers. FFMA needs more of them,
+// and so do operands for tf32 that come element by element and not in pieces.
+template <class T, bool Tf32, class Shape, bool Pieces, Instruction Which = instruction_of<T, Tf32>()>
+constexpr int kGemmBlocks = kArchitecture >= 800 && Shape::kThreads == 256 && Which != Instruction::fma &&
+                                    (Pieces || Which != Instruction::mma_tf32)
+                                ? 2
+                                : 1;
 
 template <class T, int WarpM>
 using WarpSum = Accumulator<T>[WarpM / 8][kWarpN / 8][2];

@@ -50,7 +50,7 @@ __device__ __forceinline__ void multiply_segment(const CorrelationParameters<T>&
 
 // A block for each tile, or for each segment of its sums.
 template <class T, bool Tf32, class Shape, bool Pieces>
-__global__ void __launch_bounds__(Shape::kThreads, (kGemmBlocks<T, Tf32, Shape>))
+__global__ void __launch_bounds__(Shape::kThreads, (kGemmBlocks<T, Tf32, Shape, Pieces>))
     correlate_tiles(const __grid_constant__ CorrelationParameters<T> p) {
   union Memory {
     alignas(16) unsigned char slots[Shape::kSlots * Shape::kSlotBytes];
