@@ -42,6 +42,15 @@ def threads() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(1)
 
 
+@pytest.fixture
+def fresh_inductor() -> Iterator[None]:
+    """Nothing is compiled yet: Inductor's cache of graphs does not see it when a fake kernel changes."""
+    torch._dynamo.reset()
+    with torch._inductor.config.patch(force_disable_caches=True):
+        yield
+    torch._dynamo.reset()
+
+
 @pytest.fixture(scope="module")
 def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
     """Processes of a gloo group: two, or as many as the module's RANKS says."""

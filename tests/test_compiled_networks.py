@@ -1,7 +1,7 @@
 """Whole converted networks under torch.compile: forward and backward, what is generated and what is promised of it."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -19,13 +19,7 @@ from networks import NETWORKS, output_of
 channels_last = torch.channels_last
 
 
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    """Inductor's cache of graphs does not see it when a fake kernel changes."""
-    torch._dynamo.reset()
-    with torch._inductor.config.patch(force_disable_caches=True):
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_inductor")
 
 
 def train_step(model: Callable[[Tensor], Tensor], parameters: list[nn.Parameter], input: Tensor) -> list[Tensor]:

@@ -1,6 +1,6 @@
 """What people do around a model, done around a converted one: torch.compile, autocast, torch.func, checkpoints, ..."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,14 +15,7 @@ import unfoldconv as uc
 from benchmarks.networks import resnet
 from compare import assert_as_accurate
 
-
-@pytest.fixture(autouse=True)
-def fresh_dynamo() -> Iterator[None]:
-    """Inductor's cache of graphs does not see it when a fake kernel changes."""
-    torch._dynamo.reset()
-    with torch._inductor.config.patch(force_disable_caches=True):
-        yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_inductor")
 
 
 def small_resnet(dtype: torch.dtype = torch.float32, blocks: tuple[int, ...] = (1, 1)) -> nn.Module:

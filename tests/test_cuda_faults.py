@@ -1,6 +1,5 @@
 """Faults planted in copies of the CUDA sources are found by the emulator."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,15 +11,14 @@ from torch import Tensor
 from cases import channels_last, random_tensor
 from compare import assert_same_bits
 from emulator.build import load
+from emulator.faults import PlantedFault, assert_found
 from emulator.kernels import (
     GROUPED_CASES,
     MOST,
-    SCHEDULES,
     TILED,
     col2im,
     expected_columns,
     im2col,
-    set_schedule,
     store,
 )
 from unfoldconv import reference
@@ -64,20 +62,12 @@ def check_store(emulated: Any, to_format: Any) -> None:
 
 
 @dataclass(frozen=True)
-class Fault:
-    """An edit of a source, which takes effect while the emulator is told to have the fault of that name."""
+class Fault(PlantedFault):
+    """What shows it."""
 
-    name: str
-    file: str
-    text: str
-    replacement: str  # {fault} is an expression that says whether the fault is in effect
     check: Callable[[Any, Any], None]
     to_format: Callable[[Tensor], Tensor]  # of the tensors to check with
     message: str
-
-    @property
-    def edit(self) -> tuple[str, str]:
-        return self.text, self.replacement.replace("{fault}", f'emulator::planted("{self.name}")')
 
 
 GUARD = "must not be touched"
@@ -175,20 +165,8 @@ def load_with_faults() -> Any:
 
 
 def check_found(emulated: Any, fault: Fault) -> None:
-    """Checks that all is well without the fault, and that with it some order of threads gives the right message."""
     emulated.set_limits(index=MOST, blocks=2)  # more than one tile for each block
-    found = []
-    for order in SCHEDULES:
-        set_schedule(emulated, *order)
-        emulated.set_fault("")
-        fault.check(emulated, fault.to_format)
-        emulated.set_fault(fault.name)
-        try:
-            fault.check(emulated, fault.to_format)
-        except (AssertionError, RuntimeError) as error:
-            found.append(str(error))
-    assert found, "no order of threads shows it"
-    assert all(re.search(fault.message, text) for text in found), found
+    assert_found(emulated, fault, fault.message, lambda: fault.check(emulated, fault.to_format))
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.file}-{fault.name}")

@@ -1,7 +1,6 @@
 """Faults planted in copies of the implicit matrix products of CUDA are found by the emulator."""
 
 import dataclasses
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +14,8 @@ from compare import assert_within_rounding
 from computations import expected_of, operands
 from emulator.build import load
 from emulator.convolutions import compute, forced
-from emulator.kernels import MOST, WARP_SCHEDULES, set_schedule
+from emulator.faults import PlantedFault, assert_found
+from emulator.kernels import MOST, WARP_SCHEDULES
 from test_cuda_implicit_gemm import ENGINE, TILED
 
 NAME = "gemm_faults"
@@ -26,30 +26,20 @@ BARRIER = "__syncthreads();"
 
 
 @dataclass(frozen=True)
-class Fault:
-    """An edit of a header, which takes effect while the emulator is told to have the fault of that name."""
+class Fault(PlantedFault):
+    """What shows it."""
 
-    name: str
-    file: str
-    text: str
-    replacement: str  # {fault} is an expression that says whether the fault is in effect
     message: str = VALUES
     arrange: Callable[[Tensor], Tensor] = channels_last
     computation: str = "conv"
-    in_channels: int | None = None  # or what the computation is tried with
-    input_size: tuple[int, ...] = (6, 4)  # of gradients of weights
     changes: dict[str, Any] = field(default_factory=dict)  # of the case
     limits: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def edit(self) -> tuple[str, str]:
-        return self.text, self.replacement.replace("{fault}", f'emulator::planted("{self.name}")')
 
 
 plain = Tensor.contiguous
 SUMS = "conv_weight_grad"
 # Channels that are whole pieces, and more chunks than slots.
-AS_PIECES: dict[str, Any] = {"computation": SUMS, "in_channels": 24, "input_size": (10, 8)}
+AS_PIECES: dict[str, Any] = {"computation": SUMS, "changes": {"in_channels": 24, "input_size": (10, 8)}}
 
 
 def no_line(text: str) -> tuple[str, str]:
@@ -165,7 +155,7 @@ def check(emulated: Any, fault: Fault) -> None:
     tables of the result do."""
     case = dataclasses.replace(TILED[0], batch=2, in_channels=48 if fault.arrange is channels_last else 23)
     if fault.computation == SUMS:
-        case = dataclasses.replace(case, in_channels=fault.in_channels or 15, input_size=fault.input_size)
+        case = dataclasses.replace(case, in_channels=15, input_size=(6, 4))
     case = dataclasses.replace(case, **fault.changes)
     tensors = operands(fault.computation, case, torch.float16, "cpu")
     exact, magnitude = expected_of(fault.computation, case, tensors)
@@ -187,16 +177,5 @@ def test_a_planted_fault_is_found(fault: Fault) -> None:
     emulated = load_with_faults()
     # More than one tile for each block.
     emulated.set_limits(**{"index": MOST, "blocks": 2, **fault.limits})
-    found = []
     with forced(ENGINE, NAME):
-        for order in WARP_SCHEDULES:
-            set_schedule(emulated, *order)
-            emulated.set_fault("")
-            check(emulated, fault)
-            emulated.set_fault(fault.name)
-            try:
-                check(emulated, fault)
-            except (AssertionError, RuntimeError) as error:
-                found.append(str(error))
-    assert found, "no order of threads shows it"
-    assert all(re.search(fault.message, text) for text in found), found
+        assert_found(emulated, fault, fault.message, lambda: check(emulated, fault), WARP_SCHEDULES)

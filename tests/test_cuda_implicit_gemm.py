@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -15,8 +14,8 @@ from cases import CASES, Case, channels_last, make_case, random_tensor
 from compare import assert_same_bits, assert_within_rounding, wide
 from computations import expected_of, operands
 from emulator.build import load
-from emulator.convolutions import compute, engines, forced, steps, workspace_limit
-from emulator.kernels import MOST, WARP_SCHEDULES, reset, set_schedule
+from emulator.convolutions import compute, engines, forced, plainly, steps, workspace_limit
+from emulator.kernels import MOST, WARP_SCHEDULES, by_name, set_schedule
 
 ARRANGEMENTS: tuple[Callable[[Tensor], Tensor], ...] = (Tensor.contiguous, channels_last)
 ENGINE = "implicit_gemm"
@@ -24,13 +23,8 @@ ENGINE = "implicit_gemm"
 
 @pytest.fixture(autouse=True)
 def plain_emulator() -> Iterator[None]:
-    """Strict float32, and what a test changes is as before."""
-    conv = torch.backends.cudnn.conv
-    before, conv.fp32_precision = conv.fp32_precision, "ieee"
-    with forced(ENGINE):
+    with plainly(ENGINE):
         yield
-    conv.fp32_precision = before
-    reset()
 
 
 def rounded_to_tf32(tensor: Tensor | None) -> Tensor | None:
@@ -68,10 +62,6 @@ TILED = [
 VARIED = [
     case for case in CASES if case.name in ("all_at_once-1d", "all_at_once-2d", "asymmetric-3d", "empty_batch-2d")
 ]
-
-
-def by_name(cases: list[Case]) -> Any:
-    return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
 
 
 both_passes = pytest.mark.parametrize("name", ["conv", "conv_transpose"])
@@ -127,76 +117,6 @@ def test_turing_has_no_tf32() -> None:
     """Where it is allowed, products are in float32 all the same."""
     torch.backends.cudnn.conv.fp32_precision = "tf32"
     test_turing(torch.float32)
-
-
-# --- gradients of weights ---------------------------------------------------------------------------------------------
-
-# Chunks of several images and of parts of rows; more terms and rows than a tile has; sums that are split.
-LONG = [
-    make_case(name, 2, **changes)
-    for name, changes in {
-        "long": {"batch": 3, "in_channels": 5, "out_channels": 7, "input_size": (17, 19), **_PADDED},
-        "many_terms": {"batch": 3, "in_channels": 19, "out_channels": 70, "input_size": (5, 4), **_PADDED},
-    }.items()
-]
-# The caller fills the gradient of an empty batch.
-WITH_BATCH = [case for case in CASES if case.batch]
-
-
-@by_name([*WITH_BATCH, *TILED, *LONG])
-def test_weight_gradients_of_float32(case: Case) -> None:
-    check("conv_weight_grad", case, torch.float32)
-
-
-@by_name([*(case for case in WITH_BATCH if case.rank == 2), *LONG])
-def test_weight_gradients_of_float16(case: Case) -> None:
-    check("conv_weight_grad", case, torch.float16, guard_end=False)
-
-
-@by_name([*(case for case in VARIED if case.batch), *LONG])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_weight_gradients_of_other_types(case: Case, dtype: torch.dtype) -> None:
-    check("conv_weight_grad", case, dtype)
-
-
-@by_name([*(case for case in VARIED if case.batch), *LONG])
-def test_weight_gradients_of_tf32(case: Case) -> None:
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
-    tensors = operands("conv_weight_grad", case, torch.float32, "cpu")
-    exact, magnitude = expected_of("conv_weight_grad", case, [*map(rounded_to_tf32, tensors[:2]), None])
-    for first, second in itertools.product(ARRANGEMENTS, repeat=2):
-        actual = compute("conv_weight_grad", case, first(tensors[0]), second(tensors[1]), None)
-        assert_within_rounding(actual, exact, magnitude, f"{first.__name__}, {second.__name__}")
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_split_sums_are_added_in_order_whatever_the_schedule(dtype: torch.dtype) -> None:
-    case = LONG[0]
-    tensors = operands("conv_weight_grad", case, dtype, "cpu")
-    for arrange in ARRANGEMENTS:
-        first, second = map(arrange, tensors[:2])
-        results = []
-        for order, blocks in itertools.product(WARP_SCHEDULES, (MOST, 2)):
-            set_schedule(load(), *order)
-            load().set_limits(index=MOST, blocks=blocks)
-            before = load().launch_count()
-            results.append(compute("conv_weight_grad", case, first, second, None))
-            assert load().launch_count() - before == 2, "sums, and sums of them"
-        for result in results[1:]:
-            assert_same_bits(result, results[0])
-
-
-def test_split_sums_stay_inside_of_the_workspace() -> None:
-    case = LONG[0]
-    tensors = operands("conv_weight_grad", case, torch.float16, "cpu")
-    exact, magnitude = expected_of("conv_weight_grad", case, tensors)
-    bytes = 4 * math.prod(case.weight_shape)
-    for limit, launches in ((3 * bytes, 2), (2 * bytes - 1, 1)):
-        with workspace_limit(limit):
-            before = load().launch_count()
-            actual = compute("conv_weight_grad", case, *tensors)
-        assert_within_rounding(actual, exact, magnitude)
-        assert load().launch_count() - before == launches
 
 
 # --- what must not matter ---------------------------------------------------------------------------------------------

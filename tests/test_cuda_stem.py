@@ -14,8 +14,8 @@ from cases import CASES, MEMORY_FORMATS, RESULT_FORMATS, Case, channels_last, ma
 from compare import assert_same_bits, assert_within_rounding
 from computations import expected_of, operands
 from emulator.build import load
-from emulator.convolutions import compute, engines, forced, workspace_limit
-from emulator.kernels import MOST, WARP_SCHEDULES, reset, set_schedule
+from emulator.convolutions import compute, engines, forced, plainly, workspace_limit
+from emulator.kernels import MOST, WARP_SCHEDULES, set_schedule
 from test_cuda_implicit_gemm import rounded_to_tf32
 
 ENGINE = "stem"
@@ -24,13 +24,8 @@ ARRANGEMENTS: tuple[Callable[[Tensor], Tensor], ...] = (Tensor.contiguous, chann
 
 @pytest.fixture(autouse=True)
 def plain_emulator() -> Iterator[None]:
-    """Strict float32, and what a test changes is as before."""
-    conv = torch.backends.cudnn.conv
-    before, conv.fp32_precision = conv.fp32_precision, "ieee"
-    with forced(ENGINE):
+    with plainly(ENGINE):
         yield
-    conv.fp32_precision = before
-    reset()
 
 
 def stem(name: str, rank: int, in_channels: int = 3, out_channels: int = 16, **changes: Any) -> Case:

@@ -1,7 +1,6 @@
 """Faults planted in copies of the CUDA kernels for few channels are found by the emulator."""
 
 import dataclasses
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +14,8 @@ from compare import assert_within_rounding
 from computations import expected_of, operands
 from emulator.build import load
 from emulator.convolutions import compute, forced
-from emulator.kernels import MOST, WARP_SCHEDULES, set_schedule
+from emulator.faults import PlantedFault, assert_found
+from emulator.kernels import MOST, WARP_SCHEDULES
 from test_cuda_stem import ENGINE, NAMED, arrange, check_infinite, stem
 
 NAME = "stem_faults"
@@ -35,22 +35,14 @@ ONE_DTYPE = (
 
 
 @dataclass(frozen=True)
-class Fault:
-    """An edit of a source, which takes effect while the emulator is told to have the fault of that name."""
+class Fault(PlantedFault):
+    """What shows it."""
 
-    name: str
-    file: str
-    text: str
-    replacement: str  # {fault} is an expression that says whether the fault is in effect
     message: str = VALUES
     case: str = "seven_by_two-2d"
     computation: str = "conv"
     form: Callable[[Tensor], Tensor] = plain  # of the images
     infinite: bool = False  # whether the check is with infinite elements
-
-    @property
-    def edit(self) -> tuple[str, str]:
-        return self.text, self.replacement.replace("{fault}", f'emulator::planted("{self.name}")')
 
 
 def missing(name: str, file: str, line: str, message: str = VALUES, **options: Any) -> Fault:
@@ -170,16 +162,5 @@ def test_a_planted_fault_is_found(fault: Fault) -> None:
     emulated = load_with_faults()
     emulated.set_limits(index=MOST, blocks=2, busy=1)  # more than one tile for each block
     emulated.set_workspace_limit(0)  # the workspace is not guarded, the result is
-    found = []
     with forced(ENGINE, NAME):
-        for order in WARP_SCHEDULES:
-            set_schedule(emulated, *order)
-            emulated.set_fault("")
-            check(emulated, fault)
-            emulated.set_fault(fault.name)
-            try:
-                check(emulated, fault)
-            except (AssertionError, RuntimeError) as error:
-                found.append(str(error))
-    assert found, "no order of threads shows it"
-    assert all(re.search(fault.message, text) for text in found), found
+        assert_found(emulated, fault, fault.message, lambda: check(emulated, fault), WARP_SCHEDULES)

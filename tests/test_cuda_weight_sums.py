@@ -1,20 +1,22 @@
 """How gradients of weights are computed on CUDA: in pieces of channels, in pieces of positions, or by element, in tiles
-and splits that follow from the problem. Run by the emulator; test_cuda_implicit_gemm.py has more situations."""
+and splits that follow from the problem. Run by the emulator."""
 
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
 from torch import Tensor
 
-from cases import Case, channels_last, make_case
+from cases import CASES, Case, channels_last, make_case
 from compare import assert_same_bits, assert_within_rounding
 from computations import expected_of, operands
 from emulator.build import load
 from emulator.convolutions import compute, ops, view, workspace_limit
 from emulator.kernels import MOST, WARP_SCHEDULES, by_name, guarded, set_schedule
-from test_cuda_implicit_gemm import ARRANGEMENTS, plain_emulator, rounded_to_tf32
+from test_cuda_implicit_gemm import ARRANGEMENTS, TILED, VARIED, plain_emulator, rounded_to_tf32
+from test_cuda_implicit_gemm import check as check_formats
 
 __all__ = ["plain_emulator"]
 
@@ -217,3 +219,73 @@ def test_a_small_workspace_takes_the_splits_away() -> None:
             actual = compute(NAME, LONG, *arranged, None)
         assert load().launch_count() - before == launches
         assert_within_rounding(actual, exact, magnitude)
+
+
+# --- every situation --------------------------------------------------------------------------------------------------
+
+# Chunks of several images and of parts of rows; more terms and rows than a tile has; sums that are split.
+SPLIT = [
+    make_case(name, 2, **changes)
+    for name, changes in {
+        "long": {"batch": 3, "in_channels": 5, "out_channels": 7, "input_size": (17, 19), **_PADDED},
+        "many_terms": {"batch": 3, "in_channels": 19, "out_channels": 70, "input_size": (5, 4), **_PADDED},
+    }.items()
+]
+# The caller fills the gradient of an empty batch.
+WITH_BATCH = [case for case in CASES if case.batch]
+
+
+@by_name([*WITH_BATCH, *TILED, *SPLIT])
+def test_weight_gradients_of_float32(case: Case) -> None:
+    check_formats("conv_weight_grad", case, torch.float32)
+
+
+@by_name([*(case for case in WITH_BATCH if case.rank == 2), *SPLIT])
+def test_weight_gradients_of_float16(case: Case) -> None:
+    check_formats("conv_weight_grad", case, torch.float16, guard_end=False)
+
+
+@by_name([*(case for case in VARIED if case.batch), *SPLIT])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_weight_gradients_of_other_types(case: Case, dtype: torch.dtype) -> None:
+    check_formats("conv_weight_grad", case, dtype)
+
+
+@by_name([*(case for case in VARIED if case.batch), *SPLIT])
+def test_weight_gradients_of_tf32(case: Case) -> None:
+    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    tensors = operands("conv_weight_grad", case, torch.float32, "cpu")
+    exact, magnitude = expected_of("conv_weight_grad", case, [*map(rounded_to_tf32, tensors[:2]), None])
+    for first, second in itertools.product(ARRANGEMENTS, repeat=2):
+        actual = compute("conv_weight_grad", case, first(tensors[0]), second(tensors[1]), None)
+        assert_within_rounding(actual, exact, magnitude, f"{first.__name__}, {second.__name__}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_split_sums_are_added_in_order_whatever_the_schedule(dtype: torch.dtype) -> None:
+    case = SPLIT[0]
+    tensors = operands("conv_weight_grad", case, dtype, "cpu")
+    for arrange in ARRANGEMENTS:
+        first, second = map(arrange, tensors[:2])
+        results = []
+        for order, blocks in itertools.product(WARP_SCHEDULES, (MOST, 2)):
+            set_schedule(load(), *order)
+            load().set_limits(index=MOST, blocks=blocks)
+            before = load().launch_count()
+            results.append(compute("conv_weight_grad", case, first, second, None))
+            assert load().launch_count() - before == 2, "sums, and sums of them"
+        for result in results[1:]:
+            assert_same_bits(result, results[0])
+
+
+def test_split_sums_stay_inside_of_the_workspace() -> None:
+    case = SPLIT[0]
+    tensors = operands("conv_weight_grad", case, torch.float16, "cpu")
+    exact, magnitude = expected_of("conv_weight_grad", case, tensors)
+    bytes = 4 * math.prod(case.weight_shape)
+    for limit, launches in ((3 * bytes, 2), (2 * bytes - 1, 1)):
+        with workspace_limit(limit):
+            before = load().launch_count()
+            actual = compute("conv_weight_grad", case, *tensors)
+        assert_within_rounding(actual, exact, magnitude)
+        assert load().launch_count() - before == launches

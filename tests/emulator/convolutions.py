@@ -13,7 +13,7 @@ from torch import Tensor
 from cases import Case
 
 from .build import load, namespace
-from .kernels import dtype_code, guarded, untouched
+from .kernels import dtype_code, guarded, reset, untouched
 
 RESULT_SHAPES = {
     "conv": lambda case: case.output_shape,
@@ -98,3 +98,14 @@ def steps(
 def engines(name: str, case: Case, first: Tensor, second: Tensor, bias: Tensor | None, **options: Any) -> list[str]:
     """The names of the engines that the computation would use, in order."""
     return [step["name"] for step in steps(name, case, first, second, bias, **options)]
+
+
+@contextmanager
+def plainly(engine: str) -> Iterator[None]:
+    """One engine, strict float32, and what a test changes of the emulator is as before."""
+    conv = torch.backends.cudnn.conv
+    before, conv.fp32_precision = conv.fp32_precision, "ieee"
+    with forced(engine):
+        yield
+    conv.fp32_precision = before
+    reset()
