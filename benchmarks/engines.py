@@ -1,6 +1,6 @@
 """``python -m benchmarks engines``: every engine that can compute a case beside the one that unfoldconv picks.
 
-A pick that another engine beats by much is a fault of the choice (csrc/cpu/correlation.cpp and its neighbours).
+A pick that another engine beats by much is a fault of the choice (correlate_engines.cpp and its neighbours in csrc).
 """
 
 import argparse

@@ -36,7 +36,7 @@ ROWS, LANES, OFFSET = 32, 64, 3
 def tiles() -> ctypes.CDLL:
     library = BUILD / "tiles.so"
     flags = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
-    command = ("g++", "-c", *flags, *(f"-isystem{path}" for path in include_paths()))
+    command = ("g++", "-c", *flags, f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in include_paths()))
     compilation = Compilation(SOURCES / "tiles.cpp", BUILD / "tiles.o", command)
     with exclusive(BUILD, lambda: None):
         compile_all([compilation], lambda line: None)

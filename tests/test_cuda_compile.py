@@ -14,7 +14,7 @@ from unfoldconv import _build
 from unfoldconv._build import Toolkit
 
 ROOT = Path(__file__).resolve().parent.parent
-SOURCES = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+SOURCES = sorted((ROOT / "csrc").rglob("*.cu"))
 # Turing, Ampere, Hopper; PTX for all that is newer.
 PROMISED = {("machine code", 75), ("machine code", 80), ("ptx", 80), ("machine code", 90)}
 
@@ -39,13 +39,17 @@ def objects(toolkit: Toolkit) -> Path:
     return folder
 
 
+def object_of(source: Path, objects: Path) -> Path:
+    return objects / source.relative_to(ROOT / "csrc").with_suffix(".cu.o")
+
+
 def test_there_are_cuda_sources() -> None:
     assert {"im2col.cu", "col2im.cu"} <= {source.name for source in SOURCES}
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
 def test_source_compiles_for_every_architecture(source: Path, objects: Path) -> None:
-    assert set(embedded_code(objects / "cuda" / f"{source.name}.o")) == PROMISED
+    assert set(embedded_code(object_of(source, objects))) == PROMISED
 
 
 # Kernels whose inner loops must stay in registers.
@@ -58,7 +62,7 @@ def test_main_kernels_spill_no_registers(objects: Path) -> None:
     seen = set()
     for source in SOURCES:
         print(f"\n{source.name}\n{'':9}{'registers':>9}{'shared':>8}{'stack':>7}  kernel")
-        for kernel in kernels(json.loads((objects / "cuda" / f"{source.name}.o.json").read_text())["printed"]):
+        for kernel in kernels(json.loads(object_of(source, objects).with_suffix(".o.json").read_text())["printed"]):
             print(f"{kernel.architecture:9}{kernel.registers:9}{kernel.shared:8}{kernel.stack:7}  {kernel.name}")
             main = next((name for name in MAIN_KERNELS if name in kernel.name), None)
             if main is not None:

@@ -149,12 +149,12 @@ FAULTS = [
 
 def load_with_faults() -> Any:
     edits: dict[str, list[tuple[str, str]]] = {
-        "cuda/depthwise.h": [ONE_DTYPE],
-        "cuda/depthwise_correlate.cu": [],
-        "cuda/depthwise_weight_grad.cu": [],
+        "depthwise_launch.h": [ONE_DTYPE],
+        "depthwise_correlate.cu": [],
+        "depthwise_weight_grad.cu": [],
     }
     for fault in FAULTS:
-        edits.setdefault(f"cuda/{fault.file}", []).append(fault.edit)
+        edits.setdefault(fault.file, []).append(fault.edit)
     return load(edits, "depthwise_faults")
 
 

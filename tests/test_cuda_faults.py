@@ -158,9 +158,9 @@ FAULTS = [
 
 
 def load_with_faults() -> Any:
-    edits = {f"cuda/{file}": list(ONE_RANK) for file in sorted({fault.file for fault in FAULTS})}
+    edits = {file: list(ONE_RANK) for file in sorted({fault.file for fault in FAULTS})}
     for fault in FAULTS:
-        edits[f"cuda/{fault.file}"].append(fault.edit)
+        edits[fault.file].append(fault.edit)
     return load(edits, "faults")
 
 

@@ -144,9 +144,9 @@ FAULTS = [
 
 
 def load_with_faults() -> Any:
-    edits: dict[str, list[tuple[str, str]]] = {"cuda/implicit_gemm_half.cu": []}
+    edits: dict[str, list[tuple[str, str]]] = {"implicit_gemm_half.cu": []}
     for fault in FAULTS:
-        edits.setdefault(f"cuda/{fault.file}", []).append(fault.edit)
+        edits.setdefault(fault.file, []).append(fault.edit)
     return load(edits, NAME)
 
 

@@ -103,9 +103,9 @@ def test_tf32(name: str, case: Case) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_turing(dtype: torch.dtype) -> None:
     """sm_75 has no asynchronous copies and a smaller matrix instruction."""
-    include = '#include "implicit_gemm.cuh"'
+    include = '#include "cuda/implicit_gemm/implicit_gemm.cuh"'
     edit = [(include, f"#define EMULATED_ARCHITECTURE 750\n{include}")]
-    turing = load({f"cuda/implicit_gemm_{name}.cu": edit for name in ("half", "float")}, "turing")
+    turing = load({f"implicit_gemm_{name}.cu": edit for name in ("half", "float")}, "turing")
     for case, order in zip([*VARIED, *TILED[:2]], itertools.cycle(WARP_SCHEDULES), strict=False):
         set_schedule(turing, *order)
         check("conv", case, dtype, emulated=turing)

@@ -226,7 +226,7 @@ FAULTS = [
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
 def test_a_planted_fault_is_found(fault: Fault) -> None:
-    emulated = load({"cuda/integer_products.cu": [fault.edit for fault in FAULTS]}, NAME)
+    emulated = load({"integer_products.cu": [fault.edit for fault in FAULTS]}, NAME)
     emulated.set_limits(index=MOST, blocks=2)  # more than one tile for each block
     found = []
     for order in SCHEDULES:

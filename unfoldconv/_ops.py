@@ -1,6 +1,6 @@
 """The compiled ops, and what torch must know of them without running them: the fake kernels.
 
-Shapes are those of `csrc/ops.cpp`. The rank is the length of the lists.
+Shapes are those of `csrc/binding/ops.cpp`. The rank is the length of the lists.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ def _product(sizes: Sequence[int]) -> int:
 
 
 def _result(sizes: Sequence[int], first: Tensor, second: Tensor) -> Tensor:
-    """An empty result of a convolution, in the memory format of `empty_result` in csrc/ops.cpp."""
+    """An empty result of a convolution, in the memory format of `empty_result` in csrc/binding/ops.cpp."""
     check_bytes("output", sizes, first.itemsize)
     channels_last = (torch.channels_last, torch.channels_last_3d)
     formats = [suggest_memory_format(operand) for operand in (first, second)]
@@ -59,7 +59,7 @@ def _result(sizes: Sequence[int], first: Tensor, second: Tensor) -> Tensor:
 
 
 def _check(rule_holds: bool | torch.SymBool, message: str) -> None:
-    """What csrc/checks.h demands of the real tensors, here of shapes that may be symbols."""
+    """What csrc/binding/checks.h demands of the real tensors, here of shapes that may be symbols."""
     if isinstance(rule_holds, bool):
         if not rule_holds:
             raise refusal(message)

@@ -76,7 +76,7 @@ def copy_source(directory: str | os.PathLike[str]) -> Path:
     Example:
         >>> import tempfile, unfoldconv as uc
         >>> folder = uc.jit.copy_source(tempfile.mkdtemp() + "/my_csrc")
-        >>> (folder / "ops.cpp").exists()
+        >>> (folder / "binding" / "ops.cpp").exists()
         True
     """
     return Path(shutil.copytree(source_directory(), directory, ignore=shutil.ignore_patterns("__pycache__")))
@@ -93,7 +93,7 @@ def source_directory() -> Path:
 
     Example:
         >>> import unfoldconv as uc
-        >>> (uc.jit.source_directory() / "ops.cpp").exists()
+        >>> (uc.jit.source_directory() / "binding" / "ops.cpp").exists()
         True
     """
     package = Path(__file__).resolve().parent

@@ -1,6 +1,6 @@
 // The AMX micro-kernel on modelled tiles, one call at a time, for test_amx.py.
 #define UNFOLDCONV_AMX_MODEL "../../tests/amx/model.h"
-#include "../../csrc/cpu/isa_amx.cpp"
+#include "cpu/isa/isa_amx.cpp"
 
 using namespace unfoldconv::cpu;
 

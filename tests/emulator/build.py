@@ -31,7 +31,7 @@ _COMMAND = (
 
 # Host code that calls the kernels. What it asks of the CPU's engines is left out, and never called.
 _HOST_SOURCES = (
-    *("columns_engine.cpp", "convolution.cpp", "direct_engine.cpp", "engine.cpp", "implicit_gemm.cpp"),
+    *("columns_engine.cpp", "convolution.cpp", "depthwise_cuda_engine.cpp", "engine.cpp", "implicit_gemm_engine.cpp"),
     "stem_engine.cpp",
 )
 
@@ -50,7 +50,7 @@ def load(planted: Mapping[str, Edits] | None = None, name: str = "emulated") -> 
     """Returns the module of module.cpp, built anew where a source has changed.
 
     Args:
-        planted: Faults by path below csrc. The files are edited in a copy.
+        planted: Faults by the name of the file, which is the only one in csrc. They are edited in a copy.
         name: Tells the builds of different faults apart.
     """
     return _load(name, tuple((path, tuple(edits)) for path, edits in (planted or {}).items()))
@@ -67,11 +67,12 @@ def _load(name: str, planted: tuple[tuple[str, Edits], ...]) -> ModuleType:
     with exclusive(BUILD, lambda: None):
         sources = [
             *sorted(EMULATOR.glob("*.c*")),
-            *sorted((CSRC / "cuda").glob("*.cu")),
-            *(CSRC / source for source in _HOST_SOURCES),
+            *sorted(CSRC.rglob("*.cu")),
+            *(_source(name) for name in _HOST_SOURCES),
         ]
         if planted:
             copy = BUILD / name / "csrc"
+            planted = tuple((str(_source(file).relative_to(CSRC)), edits) for file, edits in planted)
             _copy(copy, dict(planted))
             edited = {CSRC / path: copy / path for path, _ in planted}
             sources = [edited.get(source, source) for source in sources]
@@ -80,7 +81,8 @@ def _load(name: str, planted: tuple[tuple[str, Edits], ...]) -> ModuleType:
             # Ops of the same name in two libraries would be the same ops.
             registers = source.name == "engine.cpp"
             own = registers or source.is_relative_to(BUILD)
-            command = [*_COMMAND, *(_CHECKS if source.suffix == ".cu" else ())]
+            root = copy if planted and source.is_relative_to(BUILD) else CSRC
+            command = [*_COMMAND, f"-I{root}", *(_CHECKS if source.suffix == ".cu" else ())]
             command += [f"-DUNFOLDCONV_NAMESPACE={namespace(name)}"] if registers else []
             output = BUILD / (name if own else "") / f"{source.name}.o"
             output.parent.mkdir(parents=True, exist_ok=True)
@@ -100,6 +102,12 @@ def _load(name: str, planted: tuple[tuple[str, Edits], ...]) -> ModuleType:
         sys.setdlopenflags(before)
     spec.loader.exec_module(module)
     return module
+
+
+def _source(name: str) -> Path:
+    """The only file of that name in csrc."""
+    (found,) = CSRC.rglob(name)
+    return found
 
 
 def _copy(copy: Path, planted: Mapping[str, Edits]) -> None:

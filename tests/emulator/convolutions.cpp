@@ -3,10 +3,10 @@
 #include <pybind11/stl.h>
 #include <torch/csrc/stable/ops.h>
 
-#include "../../csrc/checks.h"
-#include "../../csrc/convolution.h"
-#include "../../csrc/cuda/integer_products.h"
-#include "../../csrc/workspace.h"
+#include "binding/checks.h"
+#include "cuda/integers/integer_products.h"
+#include "dispatch/convolution.h"
+#include "runtime/workspace.h"
 
 namespace unfoldconv {
 namespace {

@@ -1,5 +1,5 @@
-// Stands in for csrc/cuda/intrinsics.cuh where kernels run on the CPU: the same functions in plain C++. What a fragment
-// holds stands there, and so does the include of scalar.h, which may be that of an edited copy.
+// Stands in for csrc/cuda/shared/intrinsics.cuh where kernels run on the CPU: the same functions in plain C++. What a
+// fragment holds stands there, and so does the include of scalar.h, which may be that of an edited copy.
 #pragma once
 
 #include <bit>

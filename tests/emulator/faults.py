@@ -13,7 +13,7 @@ class PlantedFault:
     """An edit of a source, which takes effect while the emulator is told to have the fault of that name."""
 
     name: str
-    file: str  # below csrc/cuda
+    file: str  # its name, which is the only one in csrc
     text: str
     replacement: str  # {fault} is an expression that says whether the fault is in effect
 

@@ -1,5 +1,6 @@
-// Small kernels, right and wrong, for the functions of csrc/cuda/intrinsics.cuh. One warp each, unless they say more.
-#include "../../csrc/cuda/depth_major.cuh"
+// Small kernels, right and wrong, for the functions of csrc/cuda/shared/intrinsics.cuh. One warp each, unless they say
+// more.
+#include "cuda/implicit_gemm/depth_major.cuh"
 #include "probes.h"
 
 namespace unfoldconv::cuda {

@@ -5,9 +5,9 @@
 
 #include <map>
 
-#include "../../csrc/columns.h"
-#include "../../csrc/cuda/depthwise.h"
+#include "columns/columns.h"
 #include "convolutions.h"
+#include "cuda/depthwise/depthwise_launch.h"
 #include "emulator.h"
 #include "probes.h"
 

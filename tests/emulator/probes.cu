@@ -1,6 +1,6 @@
 // Small kernels, right and wrong, that prove the emulator itself and what launch.cuh and index.cuh compute.
-#include "../../csrc/cuda/index.cuh"
-#include "../../csrc/cuda/launch.cuh"
+#include "cuda/shared/index.cuh"
+#include "cuda/shared/launch.cuh"
 #include "probes.h"
 
 namespace unfoldconv::cuda {

@@ -52,7 +52,7 @@ def source_files(root: Path, *, cuda: bool, python_module: bool) -> list[Path]:
     Raises:
         BuildError: `root` is not a copy of csrc.
     """
-    files = [*root.glob("*.cpp"), *root.glob("cpu/*.cpp")] + ([*root.glob("cuda/*.cu")] if cuda else [])
+    files = [*root.rglob("*.cpp")] + ([*root.rglob("*.cu")] if cuda else [])
     files = sorted(file for file in files if python_module or file.name != PYTHON_MODULE_SOURCE)
     if not files:
         raise BuildError(f"the source folder must hold the .cpp files of csrc, but {root} holds none")
@@ -95,7 +95,7 @@ def build_library(
         output: The library to write.
         build_directory: Where objects are kept. Two builds that share it take turns.
         version: The version that the library reports.
-        toolkit: The CUDA toolkit for the sources in cuda/, or None to leave them out.
+        toolkit: The CUDA toolkit for the .cu sources, or None to leave them out.
         namespace: The op namespace, as in `torch.ops.<namespace>`.
         python_module: Makes the library importable as a module named `_C`.
         profile: The optimisation and debugging options.
@@ -112,7 +112,7 @@ def build_library(
     # A header passes what it names on to whoever includes it.
     headers = [path for path in root.rglob("*") if path.suffix in HEADER_SUFFIXES]
     shared = [name for name in definitions if any(name in header.read_text() for header in headers)]
-    compiler, flags = _cxx(), _common_flags(profile)
+    compiler, flags = _cxx(), [f"-I{root}", *_common_flags(profile)]
     if toolkit is not None:
         flags.append("-DUNFOLDCONV_WITH_CUDA")
 
@@ -189,7 +189,7 @@ def _nvcc_flags(toolkit: Toolkit, flags: list[str]) -> list[str]:
 def _nvcc_flag(flag: str) -> str:
     if flag.startswith("-isystem"):
         return flag.replace("-isystem", "-isystem=")
-    return flag if flag.startswith(("-O", "-std=", "-D")) else f"-Xcompiler={flag}"
+    return flag if flag.startswith(("-O", "-std=", "-D", "-I")) else f"-Xcompiler={flag}"
 
 
 def _link_flags(toolkit: Toolkit | None, profile: Profile) -> list[str]:

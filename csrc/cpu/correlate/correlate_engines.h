@@ -1,0 +1,41 @@
+// Correlations on the CPU without a matrix of columns: an implicit matrix product on the micro-kernel of
+// tile_kernels.h.
+//
+// Two engines share the micro-kernel. One has positions in the lanes of a vector: patches are gathered into a panel
+// [terms, positions] in cache, and weights are broadcast. The other has output channels there: weights are packed as
+// panels [terms, channels] once, and patches are broadcast from where they lie; it wants neighbouring channels to be
+// neighbours in memory (channels_last). The first has three other ways. Two gather no panel: for few channels rows
+// of the image as lines (image_lines.h), for few rows of weights planes with borders. One turns weights whose channels
+// lie far apart (transposed_rows.h), a few rows at a time. The second has one for short sums and few rows: rows of
+// patches as strips of memory. All sum an element of the output in the same order whatever the batch, the position in
+// it, and the number of threads.
+#pragma once
+
+#include "problem/correlation.h"
+
+namespace unfoldconv::cpu {
+
+// Runs the best of the engines. Returns false, having done nothing, where none takes the problem, by its dtype
+// or its size.
+template <int Rank>
+bool correlate(const Correlation<Rank>& problem);
+
+// The engines.
+
+bool correlate_positions(const Correlation<3>& problem);
+
+// Whether channels that adjoin are better left to correlate_positions: it reads the weight where it lies, which takes
+// less time than to pack it does where positions are few. Both give the same bits then, so it may depend on the batch.
+bool few_positions(const Correlation<3>& problem);
+
+bool correlate_turned(const Correlation<3>& problem);
+
+bool correlate_channels(const Correlation<3>& problem);
+
+bool correlate_lines(const Correlation<3>& problem);
+
+bool correlate_planes(const Correlation<3>& problem);
+
+bool correlate_strips(const Correlation<3>& problem);
+
+}  // namespace unfoldconv::cpu
