@@ -100,7 +100,7 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         ('conv', 231211008)
     """
     ops = getattr(torch.ops, NAMESPACE)
-    ops.begin_report()
+    ops.begin_report(False)
     try:
         # Reports are of one thread, so the backward pass must run in this one.
         with torch.autograd.set_multithreading_enabled(False):
@@ -133,6 +133,6 @@ def _parse(text: str) -> tuple[Op, ...]:
             ops.append(Op(facts["name"], int(facts["flops"]), int(facts["bytes"]), ()))
         else:
             numbers = {name: int(facts[name]) for name in _NUMBERS}
-            step = Step(facts["name"], facts["tile"], why=facts["why"], **numbers)
+            step = Step(facts["name"].partition(".")[0], facts["tile"], why=facts["why"], **numbers)
             ops[-1] = Op(ops[-1].name, ops[-1].flops, ops[-1].bytes, (*ops[-1].steps, step))
     return tuple(ops)

@@ -5,7 +5,7 @@
 #include <string>
 
 #include "cpu/isa/isa.h"
-#include "runtime/place.h"
+#include "runtime/current_place.h"
 
 namespace unfoldconv {
 namespace {

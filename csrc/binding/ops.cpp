@@ -14,8 +14,8 @@
 #include "dispatch/convolution.h"
 #include "problem/planes.h"
 #include "runtime/allocation.h"
-#include "runtime/engine.h"
-#include "runtime/place.h"
+#include "runtime/current_place.h"
+#include "runtime/report.h"
 #include "runtime/workspace.h"
 
 #ifndef UNFOLDCONV_NAMESPACE

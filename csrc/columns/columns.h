@@ -13,17 +13,11 @@
 #include <torch/headeronly/core/ScalarType.h>
 
 #include "problem/geometry.h"
+#include "runtime/place.h"
 
 namespace unfoldconv {
 
 using torch::headeronly::ScalarType;
-
-// Where a kernel runs: the CPU (on torch's threads) or a CUDA stream. On CUDA the pointers are device pointers and a
-// call only enqueues.
-struct Place {
-  bool cuda = false;
-  void* stream = nullptr;  // cudaStream_t
-};
 
 // im2col: `to` is either `from` (bytes are moved: any dtype of 1, 2, 4, 8 or 16 bytes) or Float for Half and BFloat16.
 //

@@ -12,16 +12,13 @@
 
 #include "columns/matmul.h"
 #include "runtime/allocation.h"
-#include "runtime/engine.h"
+#include "runtime/legacy_report.h"
 #include "runtime/rows.h"
 #include "runtime/tasks.h"
 #include "runtime/workspace.h"
 
 namespace unfoldconv {
 namespace {
-
-using cpu::ceil_div;
-using cpu::round_up;
 
 constexpr int64_t kTasksPerProblem = 8;   // a CPU problem is cut into at least about this many tasks
 constexpr int64_t kMinPositions = 128;    // fewer columns than this make a poor matrix product
@@ -32,7 +29,7 @@ constexpr const char* kWhyColumns = "the device, the dtype or the size has no en
 
 ScalarType compute_dtype(ScalarType dtype) { return is_16bit_float(dtype) ? ScalarType::Float : dtype; }
 
-int64_t aligned(int64_t bytes) { return round_up(bytes, cpu::kAlignment); }
+int64_t aligned(int64_t bytes) { return round_up(bytes, kAlignment); }
 
 // Writes planes to `packed` [planes, prod(sizes)], row-major and in the compute dtype: im2col at a single position.
 template <int Rank>
@@ -88,7 +85,7 @@ Matrices columns_of(const Place& place, const Planes<Rank>& part, const Geometry
 template <class Body>
 void run_tasks(const Place& place, int64_t tasks, bool serial, int64_t workspace_bytes, const Tensor& like,
                const Body& body) {
-  const auto carve = [&](cpu::Carver& carver) { return carver.take<char>(workspace_bytes); };
+  const auto carve = [&](Carver& carver) { return carver.take<char>(workspace_bytes); };
   cpu::run_tasks(tasks, place.cuda || serial, like, carve, body);
 }
 
@@ -112,12 +109,11 @@ template <int Rank>
 void correlate_by_columns(const Place& place, const Correlation<Rank>& problem) {
   const Planes<Rank>& image = problem.image;
   const Geometry<Rank>& geometry = problem.geometry;
-  const std::vector<Planes<Rank>>& outputs = problem.outputs;
   const int64_t batch = problem.batch(), groups = problem.groups(), rows = problem.rows();
   const int64_t channels = problem.channels(), variants = problem.variants();
   const int64_t depth = channels * geometry.tap_numel(), positions = geometry.position_numel();
   const char* const bias = problem.bias;
-  const Tensor& like = problem.like;
+  const Tensor& like = *problem.like;
 
   const ScalarType dtype = compute_dtype(image.dtype);
   const int64_t size = element_size(dtype);
@@ -136,12 +132,11 @@ void correlate_by_columns(const Place& place, const Correlation<Rank>& problem) 
   const int64_t column_buffer = aligned(chunk_planes * depth * chunk * size);
   const int64_t product_buffer = aligned(chunk_planes * variants * rows * chunk * size);
   const int64_t tasks = ceil_div(batch, chunk_batch) * group_chunks * position_chunks;
-  const bool serial = 2. * batch * groups * variants * rows * depth * positions < cpu::kSerialFlops;
+  const bool serial = 2. * batch * groups * variants * rows * depth * positions < kSerialFlops;
   const torch::stable::Device device = like.device();
 
-  if (Report* const report = Report::wanted()) {
-    report->engine(Engine::columns, "", tasks, column_buffer + product_buffer, groups * variants * rows * depth * size,
-                   kWhyColumns);
+  if (LegacyReport* const report = LegacyReport::wanted()) {
+    report->engine("", tasks, column_buffer + product_buffer, groups * variants * rows * depth * size, kWhyColumns);
     return;
   }
   // The weight as [groups, variants, rows, depth].
@@ -149,7 +144,7 @@ void correlate_by_columns(const Place& place, const Correlation<Rank>& problem) 
   char* const weight = static_cast<char*>(packed.data_ptr());
   for (int64_t group = 0; group < (variants == 1 ? 1 : groups); ++group)
     for (int64_t variant = 0; variant < variants; ++variant)
-      pack<Rank>(place, problem.weights[variant].at(group, 0).counted(variants == 1 ? groups : 1, rows, channels),
+      pack<Rank>(place, problem.weight_of(variant).at(group, 0).counted(variants == 1 ? groups : 1, rows, channels),
                  geometry.kernel, weight + (group * variants + variant) * rows * depth * size);
 
   run_tasks(place, tasks, serial, column_buffer + product_buffer, like, [&](int64_t task, char* workspace) {
@@ -162,7 +157,7 @@ void correlate_by_columns(const Place& place, const Correlation<Rank>& problem) 
 
     // Writes the products of some images, planes `stride` apart, to an output.
     const auto write = [&](const char* values, int64_t from, int64_t images, int64_t stride, int64_t variant = 0) {
-      const Planes<Rank> target = outputs[variant].at(from, group).counted(images, g, rows);
+      const Planes<Rank> target = problem.output_of(variant).at(from, group).counted(images, g, rows);
       store<Rank>(place, values, dtype, bias ? bias + group * rows * element_size(target.dtype) : nullptr, range,
                   geometry.positions, target.layout, target.data, target.dtype, /*accumulate=*/false, stride);
     };
@@ -192,8 +187,10 @@ void correlate_by_columns(const Place& place, const Correlation<Rank>& problem) 
 }
 
 template <int Rank>
-void weight_sums_by_columns(const Place& place, const WeightSums<Rank>& problem) {
-  const auto& [output, image, geometry, grad_weight] = problem;
+void weight_sums_by_columns(const Place& place, const WeightGrad<Rank>& problem) {
+  const Planes<Rank>&output = problem.grad_output, &image = problem.image;
+  const Geometry<Rank>& geometry = problem.geometry;
+  const ScalarType result_dtype = image.dtype;
   const int64_t batch = problem.batch(), groups = problem.groups();
   const int64_t rows = problem.rows(), channels = problem.channels();
   const int64_t taps = geometry.tap_numel(), positions = geometry.position_numel();
@@ -227,15 +224,15 @@ void weight_sums_by_columns(const Place& place, const WeightSums<Rank>& problem)
   const int64_t column_buffer = aligned(chunk_batch * block_groups * depth * chunk * size);
   const int64_t grad_buffer = aligned(chunk_batch * block_groups * block_rows * chunk * size);
   const int64_t product_buffer = aligned(chunk_batch * block_bytes);
-  const bool serial = 2. * batch * numel * positions < cpu::kSerialFlops;
+  const bool serial = 2. * batch * numel * positions < kSerialFlops;
   const int64_t task_bytes = column_buffer + grad_buffer + product_buffer + aligned(block_bytes);
   const int64_t partial_bytes = splits > 1 ? splits * numel * size : 0;
-  if (Report* const report = Report::wanted()) {
-    report->engine(Engine::columns, "", splits * blocks, task_bytes, partial_bytes, kWhyColumns);
+  if (LegacyReport* const report = LegacyReport::wanted()) {
+    report->engine("", splits * blocks, task_bytes, partial_bytes, kWhyColumns);
     return;
   }
-  const Tensor partial = empty_bytes(partial_bytes, grad_weight);
-  const torch::stable::Device device = grad_weight.device();
+  const Tensor partial = empty_bytes(partial_bytes, *problem.like);
+  const torch::stable::Device device = problem.like->device();
   Geometry<Rank> pointwise{};  // im2col by it reads grad_output itself
   for (int axis = 0; axis < Rank; ++axis) {
     pointwise.image[axis] = pointwise.positions[axis] = geometry.positions[axis];
@@ -247,7 +244,7 @@ void weight_sums_by_columns(const Place& place, const WeightSums<Rank>& problem)
     store<1>(place, values, dtype, nullptr, {0, count}, sizes, {{1, 1, 1}, {0, 0, 0}, {1}}, sum, dtype, !first);
   };
 
-  run_tasks(place, splits * blocks, serial, task_bytes, grad_weight, [&](int64_t task, char* columns) {
+  run_tasks(place, splits * blocks, serial, task_bytes, *problem.like, [&](int64_t task, char* columns) {
     char* grads = columns + column_buffer;
     char* product = grads + grad_buffer;
     char* sum = product + product_buffer;
@@ -276,7 +273,7 @@ void weight_sums_by_columns(const Place& place, const WeightSums<Rank>& problem)
       }
     }
     const int64_t offset = (group * rows + row) * row_stride + channel * taps;
-    Planes<1> target{static_cast<char*>(grad_weight.data_ptr()), grad_weight.scalar_type(), {}};
+    Planes<1> target{problem.grad_weight, result_dtype, {}};
     if (splits > 1) target = {static_cast<char*>(partial.data_ptr()) + task / blocks * numel * size, dtype, {}};
     target.layout = {{1, g, r}, {0, rows * row_stride, row_stride}, {1}};
     const int64_t sizes[] = {c * taps};
@@ -287,28 +284,42 @@ void weight_sums_by_columns(const Place& place, const WeightSums<Rank>& problem)
     char* sums = static_cast<char*>(partial.data_ptr());
     for (int64_t i = 1; i < splits; ++i) add(sums + i * numel * size, numel, sums, /*first=*/false);
     const int64_t sizes[] = {numel};
-    store<1>(place, sums, dtype, nullptr, {0, numel}, sizes, {{1, 1, 1}, {0, 0, 0}, {1}}, grad_weight.data_ptr(),
-             grad_weight.scalar_type());
+    store<1>(place, sums, dtype, nullptr, {0, numel}, sizes, {{1, 1, 1}, {0, 0, 0}, {1}}, problem.grad_weight,
+             result_dtype);
   }
 }
 
-template <int Rank>
-int64_t longest_shared_run(const Place& place, int64_t rows, ScalarType dtype) {
+int64_t longest_shared_run(const Place& place, int rank, int64_t rows, ScalarType dtype) {
   const int64_t size = element_size(compute_dtype(dtype));
   int64_t longest_run = 1;
   const auto fits = [&](int64_t run) {
     int64_t bytes = rows * size * kMinPositions;
-    for (int axis = 0; axis < Rank; ++axis) bytes *= run;
+    for (int axis = 0; axis < rank; ++axis) bytes *= run;
     return bytes <= limit_of(place);
   };
   while (longest_run < kLongestRun && fits(longest_run + 1)) ++longest_run;
   return longest_run;
 }
 
-#define UNFOLDCONV_INSTANTIATE(RANK)                                                 \
-  template void correlate_by_columns<RANK>(const Place&, const Correlation<RANK>&);  \
-  template void weight_sums_by_columns<RANK>(const Place&, const WeightSums<RANK>&); \
-  template int64_t longest_shared_run<RANK>(const Place&, int64_t, ScalarType);
+void correlate_by_columns_of_rank(const Place& place, const Correlation<3>& problem) {
+  switch (problem.rank) {
+    case 1: return correlate_by_columns<1>(place, trailing_axes<1>(problem));
+    case 2: return correlate_by_columns<2>(place, trailing_axes<2>(problem));
+    default: return correlate_by_columns<3>(place, problem);
+  }
+}
+
+void weight_sums_by_columns_of_rank(const Place& place, const WeightGrad<3>& problem) {
+  switch (problem.rank) {
+    case 1: return weight_sums_by_columns<1>(place, trailing_axes<1>(problem));
+    case 2: return weight_sums_by_columns<2>(place, trailing_axes<2>(problem));
+    default: return weight_sums_by_columns<3>(place, problem);
+  }
+}
+
+#define UNFOLDCONV_INSTANTIATE(RANK)                                                \
+  template void correlate_by_columns<RANK>(const Place&, const Correlation<RANK>&); \
+  template void weight_sums_by_columns<RANK>(const Place&, const WeightGrad<RANK>&);
 UNFOLDCONV_INSTANTIATE(1)
 UNFOLDCONV_INSTANTIATE(2)
 UNFOLDCONV_INSTANTIATE(3)

@@ -13,7 +13,8 @@
 #include <optional>
 #include <string>
 
-#include "runtime/engine.h"
+#include "dispatch/choice.h"
+#include "runtime/report.h"
 #ifdef UNFOLDCONV_WITH_CUDA
 #include "cuda/shared/stream.h"
 #endif
@@ -27,9 +28,9 @@ constexpr double kWorthwhile = 0.95;  // of the time of the engine that is picke
 
 std::atomic<bool> enabled{false};
 std::mutex mutex;
-std::map<TuningKey, Engine> fastest_engines;  // under the mutex
+std::map<TuningKey, const char*> fastest_engines;  // null is the choice of the tables; under the mutex
 
-std::optional<Engine> known(const TuningKey& key) {
+std::optional<const char*> known(const TuningKey& key) {
   const std::lock_guard lock(mutex);
   const auto found = fastest_engines.find(key);
   if (found == fastest_engines.end()) return std::nullopt;
@@ -37,11 +38,11 @@ std::optional<Engine> known(const TuningKey& key) {
 }
 
 // Whether the engine computes the op, or any part of it, if it may.
-bool takes_part(Engine engine, const std::function<void()>& run) {
+bool takes_part(const char* engine, const std::function<void()>& run) {
   const Trial trial(engine);
-  Report::begin();
+  Report::begin(/*considered=*/false);
   run();
-  return Report::end().find(std::string("engine\tname=") + name_of(engine) + "\t") != std::string::npos;
+  return Report::end().find(std::string("engine\tname=") + engine + "\t") != std::string::npos;
 }
 
 void wait([[maybe_unused]] const Place& place) {
@@ -50,7 +51,7 @@ void wait([[maybe_unused]] const Place& place) {
 #endif
 }
 
-double seconds_of(const Place& place, Engine engine, const std::function<void()>& run) {
+double seconds_of(const Place& place, const char* engine, const std::function<void()>& run) {
   const Trial trial(engine);
   wait(place);
   const auto begin = std::chrono::steady_clock::now();
@@ -59,32 +60,32 @@ double seconds_of(const Place& place, Engine engine, const std::function<void()>
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
-Engine fastest(const Place& place, const std::function<void()>& run) {
+const char* fastest(const Place& place, const std::function<void()>& run) {
   struct Candidate {
-    Engine engine;
+    const char* engine;
     double seconds;
   };
-  std::vector<Candidate> candidates{{Engine::automatic, 0}};
-  for (const Engine engine : all_engines())
-    if (engine != Engine::automatic && takes_part(engine, run)) candidates.push_back({engine, 0});
+  std::vector<Candidate> candidates{{nullptr, 0}};
+  for (const char* engine : engine_names(place.cuda))
+    if (takes_part(engine, run)) candidates.push_back({engine, 0});
   const auto faster = [](const Candidate& a, const Candidate& b) { return a.seconds < b.seconds; };
   // The first run of an engine also loads its code and fills caches, so it only tells whether to go on with it.
   for (Candidate& candidate : candidates) candidate.seconds = seconds_of(place, candidate.engine, run);
   const double limit = kHopeless * std::min_element(candidates.begin(), candidates.end(), faster)->seconds;
-  std::erase_if(candidates, [&](const Candidate& c) { return c.engine != Engine::automatic && c.seconds > limit; });
+  std::erase_if(candidates, [&](const Candidate& c) { return c.engine != nullptr && c.seconds > limit; });
   for (Candidate& candidate : candidates) candidate.seconds = std::numeric_limits<double>::infinity();
   for (int round = 0; round < kRounds; ++round)
     for (Candidate& candidate : candidates)
       candidate.seconds = std::min(candidate.seconds, seconds_of(place, candidate.engine, run));
   const Candidate& best = *std::min_element(candidates.begin(), candidates.end(), faster);
-  return best.seconds < kWorthwhile * candidates[0].seconds ? best.engine : Engine::automatic;
+  return best.seconds < kWorthwhile * candidates[0].seconds ? best.engine : nullptr;
 }
 
 bool may_try([[maybe_unused]] const Place& place) {
 #ifdef UNFOLDCONV_WITH_CUDA
   if (place.cuda && cuda::is_capturing(place.stream)) return false;  // a graph would hold every trial
 #endif
-  return Report::wanted() == nullptr && forced_engine() == Engine::automatic;
+  return Report::wanted() == nullptr && !is_engine_forced();
 }
 
 void set_tuning(bool on) { enabled = on; }
@@ -109,13 +110,13 @@ TuningKey::TuningKey(std::initializer_list<const torch::stable::Tensor*> operand
 bool tuning() { return enabled.load(std::memory_order_relaxed); }
 
 void run_tuned(const Place& place, const TuningKey& key, const std::function<void()>& run) {
-  std::optional<Engine> engine = known(key);
+  std::optional<const char*> engine = known(key);
   if (!engine && may_try(place)) {
     engine = fastest(place, run);
     const std::lock_guard lock(mutex);
     fastest_engines.emplace(key, *engine);
   }
-  const Trial trial(engine.value_or(Engine::automatic));
+  const Trial trial(engine.value_or(nullptr));
   run();
 }
 

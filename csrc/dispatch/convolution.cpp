@@ -1,36 +1,22 @@
-// The three convolutions: as correlations and weight sums, by the engine that suits them.
+// The three convolutions: as problems of the tables, run by the first engine that takes them.
 #include "dispatch/convolution.h"
 
 #include "columns/columns_engine.h"
-#include "cpu/correlate/correlate_engines.h"
 #include "cpu/correlate/fill.h"
 #include "cpu/correlate/transposed_weight.h"
 #include "cpu/depthwise/depthwise_engine.h"
-#include "cpu/input_grad/input_grad_engines.h"
-#include "cpu/weight_grad/weight_grad_engines.h"
 #include "cuda/depthwise/depthwise_cuda_engine.h"
-#include "cuda/implicit_gemm/implicit_gemm_engine.h"
 #include "cuda/stem/stem_engine.h"
+#include "dispatch/driver.h"
 #include "problem/phases.h"
-#include "problem/planes.h"
-#include "runtime/engine.h"
+#include "runtime/legacy_report.h"
 
 namespace unfoldconv {
 namespace {
 
-template <int Rank>
-void correlate(const Place& place, const Correlation<Rank>& problem) {
+void correlate(const Call& call, const Correlation<3>& problem) {
   if (problem.batch() * problem.groups() * problem.rows() * problem.geometry.position_numel() == 0) return;
-  // Sums of nothing are the business of the columns engine.
-  const bool empty = problem.channels() * problem.geometry.tap_numel() == 0;
-  const bool near = !empty && !reaches_far(problem.geometry);
-  if (!place.cuda && near && cpu::correlate<Rank>(problem)) return;
-#ifdef UNFOLDCONV_WITH_CUDA
-  if (place.cuda && near && may_use(Engine::implicit_gemm) &&
-      correlate_by_implicit_gemm(place, with_leading_axes<3>(problem)))
-    return;
-#endif
-  correlate_by_columns<Rank>(place, problem);
+  run_first(engines_of(call.place).correlate, /*has_fallback=*/true, problem, call);
 }
 
 // Tells a report, if one is wanted, what the op amounts to: a multiplication and an addition for every output element,
@@ -56,17 +42,89 @@ bool contiguous_taps(const Tensor& weight) {
   return true;
 }
 
+template <class F>
+bool legacy(const char* name, const F& f) {
+  if (!may_use(name, name)) return false;
+  Report* const report = Report::wanted();
+  if (report == nullptr) return f();
+  LegacyReport own;
+  own.begin();
+  const bool done = f();
+  own.end();
+  if (done) report->engine(name, own.plan);
+  return done;
+}
+
 // Whether the depthwise engine is to compute a convolution or a gradient of it; with one channel per group it reads the
 // weight, if it does, as it lies.
 template <int Rank>
 bool use_depthwise(const Place& place, const Planes<Rank>& image, const Planes<Rank>& output, const Tensor* weight,
                    const Geometry<Rank>& geometry) {
   const bool one = image.layout.count[2] == 1;
-  return !place.cuda && !reaches_far(geometry) && may_use(one ? Engine::depthwise : Engine::grouped) &&
-         (!one || weight == nullptr || contiguous_taps(*weight)) && cpu::depthwise_takes(image, output, geometry);
+  return !place.cuda && !may_overflow_index(geometry) && (!one || weight == nullptr || contiguous_taps(*weight)) &&
+         cpu::depthwise_takes(image, output, geometry);
 }
 
+const char* depthwise_name(int64_t channels) { return channels == 1 ? "depthwise" : "grouped"; }
+
 const char* bias_data(const Bias& bias) { return bias ? static_cast<const char*>(bias->data_ptr()) : nullptr; }
+
+template <int Rank>
+Planes<3> planes_3d(const Tensor& tensor, int64_t groups) {
+  return with_leading_axes<3>(planes_of<Rank>(tensor, groups));
+}
+
+// An input gradient by its phases (phases.h), each a correlation.
+void correlate_phases(const Call& call, const InputGrad<3>& whole) {
+  const Geometry<3>& geometry = whole.geometry;
+  const Planes<3>& input = whole.grad_input;
+  Planes<3> weights = whole.weight;
+  std::optional<cpu::TurnedWeight<3>> turned;
+  if (!call.place.cuda && !may_overflow_index(geometry) && may_use("positions", "positions"))
+    turned = cpu::turned_weight<3>(weights, geometry, whole.grad_output, call.like);
+  if (turned) weights = turned->planes;
+  const int64_t longest_run = longest_shared_run(call.place, whole.rank, input.layout.count[2], weights.dtype);
+  std::vector<AxisPhase> axes[3];
+  int64_t combinations[3];
+  for (int axis = 0; axis < 3; ++axis) {
+    axes[axis] = axis_phases(geometry.image[axis], geometry.kernel[axis], geometry.stride[axis],
+                             geometry.dilation[axis], geometry.padding_low[axis], longest_run);
+    combinations[axis] = static_cast<int64_t>(axes[axis].size());
+  }
+  // Phases that no tap reaches interlace with the others, so what they get is written to all of the result at once.
+  const auto no_taps = [](const AxisPhase& phase) { return phase.taps == 0; };
+  const bool filled = !call.place.cuda && std::any_of(axes, axes + 3, [&](const std::vector<AxisPhase>& phases) {
+    return std::any_of(phases.begin(), phases.end(), no_taps);
+  });
+  if (filled && Report::wanted() == nullptr) cpu::fill<3>(input, geometry.image, whole.bias);
+  for (int64_t flat = 0; flat < Geometry<3>::product(combinations); ++flat) {
+    int64_t chosen[3];
+    unravel<3>(flat, combinations, chosen);
+    // The correlation over grad_output that gives the phase, and the phase's part of the weight and of the result.
+    Correlation<3> problem{
+        whole.rank,
+        /*phase=*/true, {}, whole.grad_output, weights, input, {}, {}, {}, whole.bias, turned ? turned->bytes : 0};
+    Geometry<3>& phase = problem.geometry;
+    for (int axis = 0; axis < 3; ++axis) {
+      const AxisPhase& a = axes[axis][chosen[axis]];
+      phase.image[axis] = geometry.positions[axis];
+      phase.positions[axis] = a.count;
+      phase.kernel[axis] = a.taps;
+      phase.stride[axis] = 1;
+      phase.dilation[axis] = a.dilation;
+      phase.padding_low[axis] = a.padding_low;
+      problem.run[axis] = a.run;
+      problem.weight_step[axis] = weights.layout.axis_stride[axis];
+      problem.output_step[axis] = input.layout.axis_stride[axis];
+      problem.weight = problem.weight.shifted(a.tap * weights.layout.axis_stride[axis]);
+      problem.weight.layout.axis_stride[axis] *= -a.tap_step;
+      problem.output = problem.output.shifted(a.first * input.layout.axis_stride[axis]);
+      problem.output.layout.axis_stride[axis] *= geometry.stride[axis];
+    }
+    if (filled && phase.tap_numel() == 0) continue;
+    correlate(call, problem);
+  }
+}
 
 }  // namespace
 
@@ -75,12 +133,26 @@ void conv(const Place& place, const Tensor& input, const Tensor& weight, const B
           const Geometry<Rank>& geometry, int64_t groups, Tensor& output) {
   report_op<Rank>("conv", geometry, input.size(0), weight, {&input, &weight, &output});
   const Planes<Rank> image = planes_of<Rank>(input, groups), result = planes_of<Rank>(output, groups);
-  if (use_depthwise<Rank>(place, image, result, &weight, geometry))
-    return cpu::depthwise_conv(input, weight, bias, geometry, groups, output);
-  if (direct_conv<Rank>(place, input, weight, bias, geometry, groups, output)) return;
-  if (stem_conv<Rank>(place, input, weight, bias, geometry, groups, output)) return;
-  const Planes<Rank> weights = weight_planes<Rank>(weight, groups, /*swap=*/false);
-  correlate<Rank>(place, {image, geometry, {weights}, {result}, bias_data(bias), input});
+  if (use_depthwise<Rank>(place, image, result, &weight, geometry) &&
+      legacy(depthwise_name(image.layout.count[2]), [&] {
+        cpu::depthwise_conv(input, weight, bias, geometry, groups, output);
+        return true;
+      }))
+    return;
+  if (legacy(depthwise_name(image.layout.count[2]),
+             [&] { return direct_conv<Rank>(place, input, weight, bias, geometry, groups, output); }))
+    return;
+  if (legacy("stem", [&] { return stem_conv<Rank>(place, input, weight, bias, geometry, groups, output); })) return;
+  correlate({place, input}, {Rank,
+                             /*phase=*/false,
+                             with_leading_axes<3>(geometry),
+                             planes_3d<Rank>(input, groups),
+                             with_leading_axes<3>(weight_planes<Rank>(weight, groups, /*swap=*/false)),
+                             planes_3d<Rank>(output, groups),
+                             {1, 1, 1},
+                             {},
+                             {},
+                             bias_data(bias)});
 }
 
 template <int Rank>
@@ -88,70 +160,23 @@ void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor
                      const Geometry<Rank>& geometry, int64_t groups, Tensor& grad_input) {
   report_op<Rank>("conv_input_grad", geometry, grad_output.size(0), weight, {&grad_output, &weight, &grad_input});
   const Planes<Rank> output = planes_of<Rank>(grad_output, groups), input = planes_of<Rank>(grad_input, groups);
-  if (use_depthwise<Rank>(place, input, output, &weight, geometry))
-    return cpu::depthwise_input_grad(grad_output, weight, bias, geometry, groups, grad_input);
-  if (direct_input_grad<Rank>(place, grad_output, weight, bias, geometry, groups, grad_input)) return;
-  Planes<Rank> weights = weight_planes<Rank>(weight, groups, /*swap=*/true);
-  const InputGrad<Rank> whole{output, input, weights, geometry, bias_data(bias), grad_output};
-  if (!place.cuda && !reaches_far(geometry) && cpu::fold_input_grad<Rank>(whole)) return;
-#ifdef UNFOLDCONV_WITH_CUDA
-  if (place.cuda && !reaches_far(geometry) && grad_output.numel() != 0 && grad_input.numel() != 0 &&
-      may_use(Engine::implicit_gemm) && input_grad_by_implicit_gemm(place, with_leading_axes<3>(whole)))
+  if (use_depthwise<Rank>(place, input, output, &weight, geometry) &&
+      legacy(depthwise_name(input.layout.count[2]), [&] {
+        cpu::depthwise_input_grad(grad_output, weight, bias, geometry, groups, grad_input);
+        return true;
+      }))
     return;
-#endif
-  std::optional<cpu::TurnedWeight<Rank>> turned;
-  if (!place.cuda && !reaches_far(geometry)) turned = cpu::turned_weight<Rank>(weights, geometry, output, grad_output);
-  if (turned) weights = turned->planes;
-  const int64_t rows = input.layout.count[2];
-  const int64_t longest_run = longest_shared_run<Rank>(place, rows, weights.dtype);
-  std::vector<AxisPhase> axes[Rank];
-  int64_t combinations[Rank];
-  for (int axis = 0; axis < Rank; ++axis) {
-    axes[axis] = axis_phases(geometry.image[axis], geometry.kernel[axis], geometry.stride[axis],
-                             geometry.dilation[axis], geometry.padding_low[axis], longest_run);
-    combinations[axis] = static_cast<int64_t>(axes[axis].size());
-  }
-  // Phases that no tap reaches interlace with the others, so what they get is written to all of the result at once.
-  const auto no_taps = [](const AxisPhase& phase) { return phase.taps == 0; };
-  const bool filled = !place.cuda && std::any_of(axes, axes + Rank, [&](const std::vector<AxisPhase>& phases) {
-    return std::any_of(phases.begin(), phases.end(), no_taps);
-  });
-  if (filled && Report::wanted() == nullptr) cpu::fill<Rank>(input, geometry.image, bias_data(bias));
-  for (int64_t flat = 0; flat < Geometry<Rank>::product(combinations); ++flat) {
-    int64_t chosen[Rank], runs[Rank];
-    unravel<Rank>(flat, combinations, chosen);
-    // The correlation over grad_output that gives the phase, and the phase's part of the weight and of the result.
-    Geometry<Rank> phase{};
-    Planes<Rank> taps = weights, target = input;
-    for (int axis = 0; axis < Rank; ++axis) {
-      const AxisPhase& a = axes[axis][chosen[axis]];
-      runs[axis] = a.run;
-      phase.image[axis] = geometry.positions[axis];
-      phase.positions[axis] = a.count;
-      phase.kernel[axis] = a.taps;
-      phase.stride[axis] = 1;
-      phase.dilation[axis] = a.dilation;
-      phase.padding_low[axis] = a.padding_low;
-      taps = taps.shifted(a.tap * weights.layout.axis_stride[axis]);
-      taps.layout.axis_stride[axis] *= -a.tap_step;
-      target = target.shifted(a.first * input.layout.axis_stride[axis]);
-      target.layout.axis_stride[axis] *= geometry.stride[axis];
-    }
-    if (filled && phase.tap_numel() == 0) continue;
-    const int64_t variants = Geometry<Rank>::product(runs);
-    Correlation<Rank> problem{output, phase, {}, {}, bias_data(bias), grad_output, turned ? turned->bytes : 0};
-    for (int64_t variant = 0; variant < variants; ++variant) {
-      int64_t shift[Rank], weight_shift = 0, target_shift = 0;
-      unravel<Rank>(variant, runs, shift);
-      for (int axis = 0; axis < Rank; ++axis) {
-        weight_shift += shift[axis] * weights.layout.axis_stride[axis];
-        target_shift += shift[axis] * input.layout.axis_stride[axis];
-      }
-      problem.outputs.push_back(target.shifted(target_shift));
-      problem.weights.push_back(taps.shifted(weight_shift));
-    }
-    correlate<Rank>(place, problem);
-  }
+  if (legacy(depthwise_name(input.layout.count[2]),
+             [&] { return direct_input_grad<Rank>(place, grad_output, weight, bias, geometry, groups, grad_input); }))
+    return;
+  const InputGrad<3> problem{Rank,
+                             with_leading_axes<3>(geometry),
+                             with_leading_axes<3>(output),
+                             with_leading_axes<3>(input),
+                             with_leading_axes<3>(weight_planes<Rank>(weight, groups, /*swap=*/true)),
+                             bias_data(bias)};
+  const Call call{place, grad_output};
+  if (!run_first(engines_of(place).input_grad, /*has_fallback=*/false, problem, call)) correlate_phases(call, problem);
 }
 
 template <int Rank>
@@ -159,18 +184,20 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
                       const Geometry<Rank>& geometry, int64_t groups, Tensor& grad_weight) {
   report_op<Rank>("conv_weight_grad", geometry, input.size(0), grad_weight, {&grad_output, &input, &grad_weight});
   const Planes<Rank> output = planes_of<Rank>(grad_output, groups), image = planes_of<Rank>(input, groups);
-  if (use_depthwise<Rank>(place, image, output, nullptr, geometry))
-    return cpu::depthwise_weight_grad(grad_output, input, geometry, groups, grad_weight);
-  if (direct_weight_grad<Rank>(place, grad_output, input, geometry, groups, grad_weight)) return;
-  if (stem_weight_grad<Rank>(place, grad_output, input, geometry, groups, grad_weight)) return;
-  const WeightSums<Rank> problem{output, image, geometry, grad_weight};
-  if (!place.cuda && !reaches_far(geometry) && cpu::weight_sums<Rank>(problem)) return;
-#ifdef UNFOLDCONV_WITH_CUDA
-  if (place.cuda && !reaches_far(geometry) && may_use(Engine::implicit_gemm) &&
-      weight_sums_by_implicit_gemm(place, with_leading_axes<3>(problem)))
+  if (use_depthwise<Rank>(place, image, output, nullptr, geometry) &&
+      legacy(depthwise_name(image.layout.count[2]), [&] {
+        cpu::depthwise_weight_grad(grad_output, input, geometry, groups, grad_weight);
+        return true;
+      }))
     return;
-#endif
-  weight_sums_by_columns<Rank>(place, problem);
+  if (legacy(depthwise_name(image.layout.count[2]),
+             [&] { return direct_weight_grad<Rank>(place, grad_output, input, geometry, groups, grad_weight); }))
+    return;
+  if (legacy("stem", [&] { return stem_weight_grad<Rank>(place, grad_output, input, geometry, groups, grad_weight); }))
+    return;
+  const WeightGrad<3> problem{Rank, with_leading_axes<3>(geometry), with_leading_axes<3>(output),
+                              with_leading_axes<3>(image), static_cast<char*>(grad_weight.data_ptr())};
+  run_first(engines_of(place).weight_grad, /*has_fallback=*/true, problem, {place, grad_weight});
 }
 
 #define UNFOLDCONV_INSTANTIATE(RANK)                                                                                  \

@@ -5,12 +5,12 @@
 
 #include <optional>
 
-#include "columns/columns.h"
+#include "problem/planes.h"
+#include "runtime/place.h"
 
 namespace unfoldconv {
 
 using torch::stable::Tensor;
-using Bias = std::optional<Tensor>;
 
 // input [batch, C_in, *image], weight [C_out, C_in / groups, *kernel], bias [C_out], output [batch, C_out, *positions].
 template <int Rank>

@@ -4,65 +4,77 @@
 //   t)]
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
-#include <vector>
-
 #include "problem/planes.h"
 
 namespace unfoldconv {
 
 template <int Rank>
 struct Correlation {
-  Planes<Rank> image;  // (batch, group, channel)
+  int rank;    // of the call; axes before its own are of size 1
+  bool phase;  // of an input gradient, not a convolution
   Geometry<Rank> geometry;
-  // Outputs that share their columns: views (batch, group, row) of one layout, and the weights (group, row, channel) of
-  // each, also of one layout.
-  std::vector<Planes<Rank>> weights, outputs;
+  Planes<Rank> image;   // (batch, group, channel)
+  Planes<Rank> weight;  // (group, row, channel), of the first variant
+  Planes<Rank> output;  // (batch, group, row), of the first variant
+  // Variants are outputs that share their columns, each with its own weight: `run` of them along each axis, whose
+  // weights and outputs lie so many elements apart.
+  int64_t run[Rank], weight_step[Rank], output_step[Rank];
   const char* bias;         // one number per group and row, or null
-  Tensor like;              // says where memory comes from
   int64_t weight_copy = 0;  // bytes of a copy of the weight that this and other problems read
+  const Tensor* like = nullptr;
 
-  int64_t batch() const { return outputs[0].layout.count[0]; }
-  int64_t groups() const { return outputs[0].layout.count[1]; }
-  int64_t rows() const { return outputs[0].layout.count[2]; }  // of one output and group
+  int64_t batch() const { return output.layout.count[0]; }
+  int64_t groups() const { return output.layout.count[1]; }
+  int64_t rows() const { return output.layout.count[2]; }  // of one variant and group
   int64_t channels() const { return image.layout.count[2]; }
-  int64_t variants() const { return static_cast<int64_t>(outputs.size()); }
+  int64_t variants() const { return Geometry<Rank>::product(run); }
+
+  Planes<Rank> weight_of(int64_t variant) const { return weight.shifted(offset(variant, weight_step)); }
+  Planes<Rank> output_of(int64_t variant) const { return output.shifted(offset(variant, output_step)); }
+
+ private:
+  int64_t offset(int64_t variant, const int64_t (&step)[Rank]) const {
+    if (variant == 0) return 0;  // of most problems the only one: it costs no division
+    int64_t index[Rank], result = 0;
+    unravel<Rank>(variant, run, index);
+    for (int axis = 0; axis < Rank; ++axis) result += index[axis] * step[axis];
+    return result;
+  }
 };
 
-// The same problem with axes of size 1 in front.
+// The same problem without axes of size 1 in front.
 template <int To, int From>
-Correlation<To> with_leading_axes(const Correlation<From>& problem) {
-  Correlation<To> result{with_leading_axes<To>(problem.image),
-                         with_leading_axes<To>(problem.geometry),
+Correlation<To> trailing_axes(const Correlation<From>& problem) {
+  Correlation<To> result{problem.rank,
+                         problem.phase,
+                         trailing_axes<To>(problem.geometry),
+                         trailing_axes<To>(problem.image),
+                         trailing_axes<To>(problem.weight),
+                         trailing_axes<To>(problem.output),
+                         {},
                          {},
                          {},
                          problem.bias,
-                         problem.like,
-                         problem.weight_copy};
-  for (const Planes<From>& weight : problem.weights) result.weights.push_back(with_leading_axes<To>(weight));
-  for (const Planes<From>& output : problem.outputs) result.outputs.push_back(with_leading_axes<To>(output));
+                         problem.weight_copy,
+                         problem.like};
+  for (int axis = 0; axis < To; ++axis) {
+    const int from = axis + From - To;
+    result.run[axis] = problem.run[from];
+    result.weight_step[axis] = problem.weight_step[from];
+    result.output_step[axis] = problem.output_step[from];
+  }
   return result;
 }
 
 // What an input gradient is made of. `bias`: one number per channel, or null.
 template <int Rank>
 struct InputGrad {
+  int rank;  // as above
+  Geometry<Rank> geometry;
   Planes<Rank> grad_output, grad_input;  // (batch, group, channel of the group)
   Planes<Rank> weight;                   // (group, input channel, output channel)
-  Geometry<Rank> geometry;
   const char* bias;
-  Tensor like;  // says where memory comes from
+  const Tensor* like = nullptr;
 };
-
-template <int To, int From>
-InputGrad<To> with_leading_axes(const InputGrad<From>& problem) {
-  return {with_leading_axes<To>(problem.grad_output),
-          with_leading_axes<To>(problem.grad_input),
-          with_leading_axes<To>(problem.weight),
-          with_leading_axes<To>(problem.geometry),
-          problem.bias,
-          problem.like};
-}
 
 }  // namespace unfoldconv

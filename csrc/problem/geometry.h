@@ -79,10 +79,34 @@ PlaneLayout<To> with_leading_axes(const PlaneLayout<From>& layout) {
   return result;
 }
 
+// The reverse: the same without axes of size 1 in front.
+template <int To, int From>
+Geometry<To> trailing_axes(const Geometry<From>& geometry) {
+  Geometry<To> result;
+  for (int axis = 0; axis < To; ++axis) {
+    const int from = axis + From - To;
+    result.image[axis] = geometry.image[from];
+    result.positions[axis] = geometry.positions[from];
+    result.kernel[axis] = geometry.kernel[from];
+    result.stride[axis] = geometry.stride[from];
+    result.dilation[axis] = geometry.dilation[from];
+    result.padding_low[axis] = geometry.padding_low[from];
+  }
+  return result;
+}
+
+template <int To, int From>
+PlaneLayout<To> trailing_axes(const PlaneLayout<From>& layout) {
+  PlaneLayout<To> result;
+  for (int i = 0; i < 3; ++i) result.count[i] = layout.count[i], result.stride[i] = layout.stride[i];
+  for (int axis = 0; axis < To; ++axis) result.axis_stride[axis] = layout.axis_stride[axis + From - To];
+  return result;
+}
+
 // Whether windows or positions reach farther than any image: products of such numbers with strides and counts may not
 // fit 63 bits.
 template <int Rank>
-bool reaches_far(const Geometry<Rank>& geometry) {
+bool may_overflow_index(const Geometry<Rank>& geometry) {
   constexpr int64_t far = int64_t{1} << 40;
   for (int axis = 0; axis < Rank; ++axis)
     if ((geometry.kernel[axis] - 1) * geometry.dilation[axis] >= far || geometry.padding_low[axis] >= far ||

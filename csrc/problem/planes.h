@@ -3,12 +3,15 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <optional>
+
 #include "problem/geometry.h"
 #include "problem/scalar.h"
 
 namespace unfoldconv {
 
 using torch::stable::Tensor;
+using Bias = std::optional<Tensor>;
 
 // Planes of a tensor in memory.
 template <int Rank>
@@ -32,6 +35,11 @@ struct Planes {
 template <int To, int From>
 Planes<To> with_leading_axes(const Planes<From>& planes) {
   return {planes.data, planes.dtype, with_leading_axes<To>(planes.layout)};
+}
+
+template <int To, int From>
+Planes<To> trailing_axes(const Planes<From>& planes) {
+  return {planes.data, planes.dtype, trailing_axes<To>(planes.layout)};
 }
 
 // A tensor [batch, channels, *sizes] as planes (batch, group, channel of the group).

@@ -4,20 +4,18 @@
 //   t)]
 #pragma once
 
-#include <torch/csrc/stable/tensor.h>
-
 #include "problem/planes.h"
 
 namespace unfoldconv {
 
-using torch::stable::Tensor;
-
 template <int Rank>
-struct WeightSums {
+struct WeightGrad {
+  int rank;  // of the call; axes before its own are of size 1
+  Geometry<Rank> geometry;
   Planes<Rank> grad_output;  // (batch, group, row)
   Planes<Rank> image;        // (batch, group, channel)
-  Geometry<Rank> geometry;
-  Tensor grad_weight;  // contiguous
+  char* grad_weight;         // [group, row, channel, tap], contiguous
+  const Tensor* like = nullptr;
 
   int64_t batch() const { return image.layout.count[0]; }
   int64_t groups() const { return image.layout.count[1]; }
@@ -26,11 +24,15 @@ struct WeightSums {
   int64_t numel() const { return groups() * rows() * channels() * geometry.tap_numel(); }
 };
 
-// The same problem with axes of size 1 in front.
+// The same problem without axes of size 1 in front.
 template <int To, int From>
-WeightSums<To> with_leading_axes(const WeightSums<From>& problem) {
-  return {with_leading_axes<To>(problem.grad_output), with_leading_axes<To>(problem.image),
-          with_leading_axes<To>(problem.geometry), problem.grad_weight};
+WeightGrad<To> trailing_axes(const WeightGrad<From>& problem) {
+  return {problem.rank,
+          trailing_axes<To>(problem.geometry),
+          trailing_axes<To>(problem.grad_output),
+          trailing_axes<To>(problem.image),
+          problem.grad_weight,
+          problem.like};
 }
 
 }  // namespace unfoldconv

@@ -1,58 +1,51 @@
-// Which engine computes a convolution: what tests and benchmarks may force, and what `unfoldconv.explain` is told.
+// An engine is one algorithm, and a row of a table (dispatch/engine_tables.h): what it may look at, and what it is
+// asked.
 #pragma once
 
-#include <atomic>
-#include <cstdint>
-#include <string>
-#include <vector>
+#include "problem/correlation.h"
+#include "problem/weight_grad.h"
+#include "runtime/job.h"
 
 namespace unfoldconv {
 
-enum class Engine { automatic, columns, positions, channels, depthwise, grouped, stem, implicit_gemm };
-
-const char* name_of(Engine engine);
-
-// The engine that every call uses if it can, else `automatic`. For the whole process.
-std::atomic<Engine>& forced_engine();
-
-// The engine that the calls of this thread use while it lives, unless one is forced.
-class Trial {
+// A problem as it looks without its batch. Which engine computes an image must not depend on the others, because
+// engines round differently.
+template <class Problem>
+class OneImage {
  public:
-  explicit Trial(Engine engine);
-  ~Trial();
-  Trial(const Trial&) = delete;
-  Trial& operator=(const Trial&) = delete;
+  explicit OneImage(const Problem& problem) : problem_(problem) { leave_one_image(problem_); }
+  const Problem* operator->() const { return &problem_; }
+  const Problem& operator*() const { return problem_; }
 
  private:
-  Engine former_;
+  static void leave_one_image(Correlation<3>& problem) {
+    problem.image.layout.count[0] = problem.output.layout.count[0] = 1;
+  }
+  static void leave_one_image(InputGrad<3>& problem) {
+    problem.grad_output.layout.count[0] = problem.grad_input.layout.count[0] = 1;
+  }
+  static void leave_one_image(WeightGrad<3>& problem) {
+    problem.grad_output.layout.count[0] = problem.image.layout.count[0] = 1;
+  }
+
+  Problem problem_;
 };
 
-// Whether the choice is free or fell on this one.
-bool may_use(Engine engine);
-
-// `automatic` among them.
-std::vector<Engine> all_engines();
-
-// Collects what the ops of one thread would do, instead of doing it.
-class Report {
- public:
-  // That of this thread, or null if its ops are to run.
-  static Report* wanted();
-
-  // Begins and ends a report of this thread. The text has a line for each op ("op", then fields) and for each use of an
-  // engine in it ("engine", then fields), a field being name=value between tabs.
-  static void begin();
-  static std::string end();
-
-  void op(const char* name, double flops, double bytes);
-  // `tile` is rows x lanes of the micro-kernel or empty; `thread_bytes` the workspace of each thread and `shared_bytes`
-  // what is beside: packed weights and the like. `phases` of a stride are computed together, and the longest sums are
-  // those of `splits` tasks.
-  void engine(Engine engine, const std::string& tile, int64_t tasks, int64_t thread_bytes, int64_t shared_bytes,
-              const std::string& why, int64_t phases = 1, int64_t splits = 1);
-
- private:
-  std::string text_;
+// An engine, which is one algorithm.
+template <class Problem>
+struct Engine {
+  const char *name, *family;  // "positions.lines" and "positions"
+  // Whether axes of a pointwise window are made one for it where they are one in memory (merge_axes in geometry.h).
+  bool merges_axes;
+  // Says in words why the engine does not take a problem, or null.
+  const char* (*declines)(const OneImage<Problem>& problem);
+  // Plans a problem that it does not decline, as a job in the slot; or says why it cannot. The reason may depend on
+  // the workspace limit, but like the other not on the batch, nor on the number of threads.
+  const char* (*plan)(const Problem& problem, const Call& call, JobSlot& slot);
 };
+
+using CorrelateEngine = Engine<Correlation<3>>;
+using InputGradEngine = Engine<InputGrad<3>>;
+using WeightGradEngine = Engine<WeightGrad<3>>;
 
 }  // namespace unfoldconv

@@ -4,10 +4,9 @@
 #include <algorithm>
 
 #include "problem/geometry.h"
+#include "problem/integer_math.h"
 
 namespace unfoldconv::cpu {
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return a >= 0 ? (a + b - 1) / b : -(-a / b); }
 
 // Calls f(index, length) for each piece of a row: `index` is the multi-index of its first position, `length` how many
 // positions follow along the last axis. The pieces come in row-major order.

@@ -1,4 +1,4 @@
-// Parallel tasks that need memory of their own.
+// Memory of tasks, and the queue that threads take them from.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -8,9 +8,10 @@
 #include <cstdint>
 #include <optional>
 
+#include "problem/integer_math.h"
 #include "runtime/allocation.h"
 
-namespace unfoldconv::cpu {
+namespace unfoldconv {
 
 using torch::stable::Tensor;
 
@@ -18,21 +19,20 @@ constexpr int64_t kAlignment = 64;        // bytes; where each buffer starts
 constexpr double kSerialFlops = 500000;   // below this a second thread costs more than it brings
 constexpr int64_t kTasksPerProblem = 16;  // a problem is cut into at least about this many tasks, where it can be
 
-constexpr int64_t round_up(int64_t value, int64_t unit) { return (value + unit - 1) / unit * unit; }
-
 // Memory from torch's allocator, at any alignment of it.
 inline Tensor allocate_bytes(int64_t bytes, const Tensor& like) { return empty_bytes(bytes + kAlignment, like); }
 
-// Memory for as long as it is in scope. A little of it is there already: to get it from the allocator takes longer than
-// a small problem does.
+// Memory for as long as it is in scope, where kernels of `like` can use it. A little for the CPU is there already: to
+// get it from the allocator takes longer than a small problem does.
 class Scratch {
  public:
-  Scratch(int64_t bytes, const Tensor& like) {
-    if (bytes > static_cast<int64_t>(sizeof(near_))) far_ = allocate_bytes(bytes, like);
+  Scratch(int64_t bytes, const Tensor& like, bool on_device = false) {
+    if (bytes == 0) return;
+    if (on_device || bytes > static_cast<int64_t>(sizeof(near_))) far_ = allocate_bytes(bytes, like);
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  void* data_ptr() const { return far_ ? far_->data_ptr() : const_cast<char*>(near_); }
+  char* data_ptr() const { return far_ ? static_cast<char*>(far_->data_ptr()) : const_cast<char*>(near_); }
 
  private:
 #ifdef __SANITIZE_ADDRESS__
@@ -48,9 +48,8 @@ class Scratch {
 class Carver {
  public:
   Carver() = default;
-  template <class Memory>
-  explicit Carver(const Memory& memory)
-      : next_(reinterpret_cast<char*>(round_up(reinterpret_cast<intptr_t>(memory.data_ptr()), kAlignment))) {}
+  explicit Carver(char* memory)
+      : next_(reinterpret_cast<char*>(round_up(reinterpret_cast<intptr_t>(memory), kAlignment))) {}
 
   template <class T>
   T* take(int64_t count) {
@@ -67,23 +66,15 @@ class Carver {
   int64_t bytes_ = 0;
 };
 
-// body(task, buffers) for every task in [0, tasks). Each thread has buffers of its own, which carve(Carver&) returns,
-// and takes one task after the other, because they are not of one size.
-template <class Carve, class Body>
-void run_tasks(int64_t tasks, bool serial, const Tensor& like, const Carve& carve, const Body& body) {
-  std::atomic<int64_t> next{0};
-  const auto run = [&](int64_t, int64_t) {
-    Carver count;
-    carve(count);
-    const Scratch memory(count.bytes(), like);
-    Carver carver(memory);
-    const auto buffers = carve(carver);
-    for (int64_t task = next++; task < tasks; task = next++) body(task, buffers);
-  };
-  if (serial || tasks == 1)
-    run(0, tasks);
-  else if (tasks > 0)
-    torch::stable::parallel_for(0, tasks, 1, run);
-}
+// Tasks [0, count), which threads take one after the other, because they are not of one size.
+class Tasks {
+ public:
+  explicit Tasks(int64_t count) : count_(count) {}
+  bool take(int64_t& task) { return (task = next_++) < count_; }
 
-}  // namespace unfoldconv::cpu
+ private:
+  std::atomic<int64_t> next_{0};
+  const int64_t count_;
+};
+
+}  // namespace unfoldconv

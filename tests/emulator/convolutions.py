@@ -86,7 +86,7 @@ def steps(
     name: str, case: Case, first: Tensor, second: Tensor, bias: Tensor | None, **options: Any
 ) -> list[dict[str, str]]:
     """What the engines that the computation would use say of themselves, in order."""
-    ops().begin_report()
+    ops().begin_report(False)
     try:
         compute(name, case, first, second, bias, **options)
     finally:

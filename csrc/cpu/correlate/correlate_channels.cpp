@@ -69,7 +69,7 @@ template <class Terms, int Rank>
 void pack_weight(const Terms& terms, const Correlation<Rank>& problem, const Plan& plan, typename Terms::T* packed) {
   using T = typename Terms::T;
   using From = typename Terms::From;
-  const auto& layout = problem.weights[0].layout;
+  const auto& layout = problem.weight.layout;
   const auto& kernel = problem.geometry.kernel;
   const int64_t taps = problem.geometry.tap_numel(), channels = problem.channels(), rows = problem.rows();
   const int64_t group_terms = plan.terms * terms.width(plan.rows);
@@ -83,7 +83,8 @@ void pack_weight(const Terms& terms, const Correlation<Rank>& problem, const Pla
           T* const panel = packed + group * group_terms + plan.terms * first;
           for (int64_t row = first; row < last;) {
             const int64_t variant = row / rows, end_row = std::min(last, (variant + 1) * rows);
-            const From* const from = reinterpret_cast<const From*>(problem.weights[variant].at(group, row % rows).data);
+            const From* const from =
+                reinterpret_cast<const From*>(problem.weight_of(variant).at(group, row % rows).data);
             TransposeArguments<From> part{from, layout.stride[1], layout.stride[2], end_row - row, 0, 0};
             part.width = end_row == last ? width - (row - first) : part.lanes;
             T* const to = panel + (row - first);
@@ -127,12 +128,12 @@ void pack_weight_lines(const Terms& terms, const Correlation<Rank>& problem, con
   using T = typename Terms::T;
   using From = typename Terms::From;
   using Element = std::conditional_t<Terms::kHalves == 2, uint16_t, T>;
-  const auto& layout = problem.weights[0].layout;
+  const auto& layout = problem.weight.layout;
   const auto& kernel = problem.geometry.kernel;
   const int64_t taps = problem.geometry.tap_numel(), channels = problem.channels(), rows = problem.rows();
   for (int64_t item = 0; item < problem.groups() * plan.rows; ++item) {
     const int64_t group = item / plan.rows, row = item % plan.rows;
-    const From* const from = reinterpret_cast<const From*>(problem.weights[row / rows].at(group, row % rows).data);
+    const From* const from = reinterpret_cast<const From*>(problem.weight_of(row / rows).at(group, row % rows).data);
     Element* to = reinterpret_cast<Element*>(packed + item * plan.terms);
     int64_t tap[Rank] = {};
     for (int64_t flat = 0; flat < taps; ++flat, to += channels) {  // the last Pair of an odd number is filled up
@@ -200,7 +201,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   using Sum = typename Terms::Sum;
   const Plan plan = plan_of(terms, problem);
   const Geometry<Rank>& geometry = problem.geometry;
-  const PlaneLayout<Rank>& output = problem.outputs[0].layout;
+  const PlaneLayout<Rank>& output = problem.output.layout;
   const int64_t groups = problem.groups(), variants = problem.variants(), rows = problem.rows();
   const int64_t taps = geometry.tap_numel(), positions = problem.batch() * geometry.position_numel();
   const int64_t padded_rows = plan.dots ? plan.rows : terms.width(plan.rows);
@@ -235,17 +236,17 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   };
   Carver shared_count;
   carve_shared(shared_count);
-  if (Report* const report = Report::wanted()) {
+  if (LegacyReport* const report = LegacyReport::wanted()) {
     report->engine(
-        Engine::channels, terms.tile_name(std::min(plan.panel_rows, padded_rows)),
-        plan.position_blocks * groups * plan.panel_blocks, count.bytes(), shared_count.bytes(),
+        terms.tile_name(std::min(plan.panel_rows, padded_rows)), plan.position_blocks * groups * plan.panel_blocks,
+        count.bytes(), shared_count.bytes(),
         plan.gathered
             ? "channels adjoin in memory; patches are copied into lines, being of few channels or another type"
             : "channels adjoin in memory: patches are read where they lie");
     return true;
   }
-  const Scratch shared(shared_count.bytes(), problem.like);
-  Carver shared_carver(shared);
+  const Scratch shared(shared_count.bytes(), *problem.like);
+  Carver shared_carver(shared.data_ptr());
   const auto [packed, bias, tap_list, row_offsets] = carve_shared(shared_carver);
   if (plan.dots)
     pack_weight_lines(terms, problem, plan, packed);
@@ -258,7 +259,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const bool lines = std::is_same_v<Sum, From> && variants == 1 && output.stride[2] == 1;
 
   const bool serial = 2. * positions * groups * plan.rows * problem.channels() * taps < kSerialFlops;
-  run_tasks(plan.position_blocks * groups * plan.panel_blocks, serial, problem.like, carve,
+  run_tasks(plan.position_blocks * groups * plan.panel_blocks, serial, *problem.like, carve,
             [&](int64_t task, const auto& buffers) {
               const TileScope<T> scope(terms.tiles);
               const int64_t first_panel = task % plan.panel_blocks * plan.block_panels;
@@ -315,7 +316,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                     for (int64_t i = 2; i < tile_rows; ++i)
                       direct &= at[i].output_offset - at[i - 1].output_offset == step;
                     if (direct) {
-                      arguments.c = reinterpret_cast<Sum*>(problem.outputs[0].data) + group * output.stride[1] + row +
+                      arguments.c = reinterpret_cast<Sum*>(problem.output.data) + group * output.stride[1] + row +
                                     at[0].output_offset;
                       arguments.c_step = step;
                     }
@@ -333,7 +334,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                     for (int64_t lane = 0; lane < lanes;) {
                       const int64_t variant = (row + lane) / rows, row_of_group = (row + lane) % rows;
                       const int64_t length = std::min(lanes - lane, rows - row_of_group);
-                      From* const target = reinterpret_cast<From*>(problem.outputs[variant].data) +
+                      From* const target = reinterpret_cast<From*>(problem.output_of(variant).data) +
                                            group * output.stride[1] + row_of_group * output.stride[2];
                       for (int64_t i = 0; i < tile_rows; ++i)
                         terms.pack.store(arguments.c + i * width + lane, target + at[i].output_offset, output.stride[2],

@@ -11,14 +11,9 @@
 // it, and the number of threads.
 #pragma once
 
-#include "problem/correlation.h"
+#include "runtime/engine.h"
 
 namespace unfoldconv::cpu {
-
-// Runs the best of the engines. Returns false, having done nothing, where none takes the problem, by its dtype
-// or its size.
-template <int Rank>
-bool correlate(const Correlation<Rank>& problem);
 
 // The engines.
 
@@ -32,7 +27,8 @@ bool correlate_turned(const Correlation<3>& problem);
 
 bool correlate_channels(const Correlation<3>& problem);
 
-bool correlate_lines(const Correlation<3>& problem);
+const char* decline_lines(const OneImage<Correlation<3>>& problem);
+const char* plan_lines(const Correlation<3>& problem, const Call& call, JobSlot& slot);
 
 bool correlate_planes(const Correlation<3>& problem);
 

@@ -6,7 +6,6 @@
 #include "cpu/correlate/correlate_engines.h"
 #include "cpu/shared/image_lines.h"
 #include "cpu/shared/terms.h"
-#include "runtime/workspace.h"
 
 namespace unfoldconv::cpu {
 namespace {
@@ -24,7 +23,7 @@ const PackKernels<double, double>& same_type(const Tiles<double>&) { return kern
 template <class T>
 struct Buffers {
   T *lines, *zeros;
-  T *sums, *turned;  // [rows, positions], [positions, rows]
+  T *sums, *transposed;  // [rows, positions], [positions, rows]
   LineCache::Slot* slots;
   int64_t* sets;    // of each row of the kernel
   const T** terms;  // where the lanes of each begin
@@ -34,7 +33,7 @@ struct Buffers {
 template <class Terms, int Rank>
 void pack_weight(const Correlation<Rank>& problem, int64_t block_rows, typename Terms::T* to) {
   using From = typename Terms::From;
-  const Planes<Rank>& weight = problem.weights[0];
+  const Planes<Rank>& weight = problem.weight;
   const int64_t rows = problem.rows(), channels = problem.channels(), taps = problem.geometry.tap_numel();
   for (int64_t group = 0; group < problem.groups(); ++group)
     for (int64_t first = 0; first < rows; first += block_rows)
@@ -50,136 +49,168 @@ void pack_weight(const Correlation<Rank>& problem, int64_t block_rows, typename 
       }
 }
 
-template <class Terms, int Rank>
-bool run(const Terms& terms, const Correlation<Rank>& problem) {
+template <class Terms>
+class LinesJob final : public TaskJob<LinesJob<Terms>> {
   using T = typename Terms::T;
   using From = typename Terms::From;
-  constexpr int last = Rank - 1;
-  const LineTiles<T>& tiles = line_tiles(terms.tiles);
-  const Geometry<Rank>& geometry = problem.geometry;
-  const PlaneLayout<Rank>&image = problem.image.layout, &output = problem.outputs[0].layout;
-  const int64_t groups = problem.groups(), rows = problem.rows(), channels = problem.channels();
-  const int64_t taps = geometry.tap_numel(), term_count = taps * channels;
-  const int64_t padded_rows = round_up(rows, tiles.rows);
 
-  LinePlan<Rank> lines(geometry, problem.batch(), kMostPositions, 1);
-  // Tiles read whole vectors: what lies behind the last position is computed, but not stored.
-  const int64_t padded = round_up(lines.piece, tiles.lanes);
-  lines.pitch += padded - lines.piece;
-  lines.set_channels(channels, 1);
-  // Neighbouring channels of the result adjoin: they are brought there by vectors.
-  const bool turned = output.stride[2] == 1 && rows > 1;
-  const bool turned_in_place = turned && std::is_same_v<T, From>;
-  const auto carve = [&](Carver& carver) {
-    return Buffers<T>{carver.take<T>(lines.kernel_rows * lines.numel),
-                      carver.take<T>(padded),
-                      carver.take<T>(padded_rows * padded),
-                      carver.take<T>(turned && !turned_in_place ? lines.piece * rows : 0),
-                      carver.take<LineCache::Slot>(lines.kernel_rows),
-                      carver.take<int64_t>(lines.kernel_rows),
-                      carver.take<const T*>(term_count)};
-  };
-  Carver count;
-  carve(count);
-  if (count.bytes() > workspace_limit().cpu) return false;
+ public:
+  LinesJob(const Terms& terms, const Correlation<3>& problem)
+      : terms_(terms),
+        tiles_(line_tiles(terms.tiles)),
+        problem_(problem),
+        term_count_(problem.geometry.tap_numel() * problem.channels()),
+        padded_rows_(round_up(problem.rows(), tiles_.rows)),
+        // Neighbouring channels of the result adjoin: they are brought there by vectors.
+        transposed_(problem.output.layout.stride[2] == 1 && problem.rows() > 1),
+        lines_(problem.geometry, problem.batch(), kMostPositions, 1) {
+    // Tiles read whole vectors: what lies behind the last position is computed, but not stored.
+    padded_ = round_up(lines_.piece, tiles_.lanes);
+    lines_.pitch += padded_ - lines_.piece;
+    lines_.set_channels(problem.channels(), 1);
+    split_ = ceil_div(lines_.pieces, std::min(lines_.pieces, kTasksPerProblem));
+    splits_ = ceil_div(lines_.pieces, split_);
 
-  const auto carve_shared = [&](Carver& carver) {
-    return std::make_tuple(carver.take<T>(groups * term_count * padded_rows), carver.take<T>(groups * padded_rows),
-                           carver.take<Tap<Rank>>(taps), carver.take<LineTap>(lines.taps));
-  };
-  Carver shared_count;
-  carve_shared(shared_count);
-  const int64_t split = ceil_div(lines.pieces, std::min(lines.pieces, kTasksPerProblem));
-  const int64_t splits = ceil_div(lines.pieces, split), tasks = groups * splits;
-  if (Report* const report = Report::wanted()) {
-    report->engine(Engine::positions, std::to_string(tiles.rows) + "x" + std::to_string(tiles.lanes * kLineVectors),
-                   tasks, count.bytes(), shared_count.bytes(),
-                   "few channels: rows of the image are brought into lines, which all taps read");
-    return true;
+    Plan& plan = this->plan_;
+    plan.why = "few channels: rows of the image are brought into lines, which all taps read";
+    plan.tile_rows = tiles_.rows;
+    plan.tile_lanes = tiles_.lanes * kLineVectors;
+    plan.tasks = problem.groups() * splits_;
+    plan.serial =
+        2. * problem.batch() * problem.geometry.position_numel() * problem.groups() * problem.rows() * term_count_ <
+        kSerialFlops;
+    this->measure();
   }
-  const Scratch shared(shared_count.bytes(), problem.like);
-  Carver shared_carver(shared);
-  const auto [packed, bias, tap_list, line_taps] = carve_shared(shared_carver);
-  pack_weight<Terms, Rank>(problem, tiles.rows, packed);
-  if (problem.bias)
-    widen_bias<Terms>(problem.bias, groups, 1, rows, padded_rows, bias);
-  else
-    std::fill_n(bias, groups * padded_rows, T{});
-  list_taps<Rank>(geometry, image.axis_stride, tap_list);
-  for (int64_t i = 0; i < lines.taps; ++i) line_taps[i] = lines.tap(i, geometry);
 
-  const bool serial = 2. * problem.batch() * geometry.position_numel() * groups * rows * term_count < kSerialFlops;
-  run_tasks(tasks, serial, problem.like, carve, [&](int64_t task, const auto& buffers) {
-    const int64_t group = task / splits, first = task % splits * split, end = std::min(lines.pieces, first + split);
-    const From* const plane = reinterpret_cast<const From*>(problem.image.data) + group * image.stride[1];
-    From* const result = reinterpret_cast<From*>(problem.outputs[0].data) + group * output.stride[1];
-    std::fill_n(buffers.zeros, padded, T{});
-    LineCache cache(buffers.slots, lines.kernel_rows);
-    for (int64_t index = first; index < end; ++index) {
-      const PositionPiece<Rank> piece = lines.at(index, geometry);
-      fetch_lines(terms, lines, geometry, image, plane, channels, tap_list, &piece, 1, cache, buffers.lines,
-                  buffers.sets);
-      const T** next = buffers.terms;
-      for (int64_t i = 0; i < lines.kernel_rows; ++i)
-        for (int64_t j = 0; j < lines.taps; ++j) {
-          const int64_t line = line_taps[j].line * channels * lines.pitch + line_taps[j].start;
-          const T* const from = buffers.sets[i] < 0 ? nullptr : buffers.lines + buffers.sets[i] * lines.numel + line;
-          for (int64_t c = 0; c < channels; ++c) *next++ = from ? from + c * lines.pitch : buffers.zeros;
-        }
-      for (int64_t row = 0; row < rows; row += tiles.rows)
-        for (int64_t term = 0; term < term_count; term += kBlockTerms<T>) {
-          LineTileArguments<T> arguments{packed + (group * padded_rows + row) * term_count + term * tiles.rows,
-                                         buffers.terms + term,
-                                         std::min(kBlockTerms<T>, term_count - term),
-                                         0,
-                                         buffers.sums + row * padded,
-                                         padded,
-                                         term == 0 ? bias + group * padded_rows + row : nullptr};
-          while (arguments.lane < piece.length) {
-            const int64_t vectors =
-                std::min<int64_t>(kLineVectors, ceil_div(piece.length - arguments.lane, tiles.lanes));
-            tiles.tile[vectors - 1](arguments);
-            arguments.lane += vectors * tiles.lanes;
-          }
-        }
-      From* const to = result + offset_of<Rank>(piece, output);
-      const int64_t step = output.axis_stride[last];
-      if (!turned) {
-        for (int64_t row = 0; row < rows; ++row)
-          terms.pack.store(buffers.sums + row * padded, to + row * output.stride[2], step, piece.length);
-      } else {
-        const TransposeArguments<T> arguments{buffers.sums, padded, 1, rows, piece.length, rows};
-        if constexpr (std::is_same_v<T, From>) {
-          same_type(terms.tiles).transpose(arguments, to, step);
-        } else {
-          same_type(terms.tiles).transpose(arguments, buffers.turned, rows);
-          if (step == rows)
-            terms.pack.store(buffers.turned, to, 1, rows * piece.length);
-          else
-            for (int64_t i = 0; i < piece.length; ++i)
-              terms.pack.store(buffers.turned + i * rows, to + i * step, 1, rows);
+  Buffers<T> buffers(Carver& carver) const {
+    const bool transposed_apart = transposed_ && !std::is_same_v<T, From>;
+    return {carver.take<T>(lines_.kernel_rows * lines_.numel),
+            carver.take<T>(padded_),
+            carver.take<T>(padded_rows_ * padded_),
+            carver.take<T>(transposed_apart ? lines_.piece * problem_.rows() : 0),
+            carver.take<LineCache::Slot>(lines_.kernel_rows),
+            carver.take<int64_t>(lines_.kernel_rows),
+            carver.take<const T*>(term_count_)};
+  }
+
+  void share(Carver& carver) {
+    packed_ = carver.take<T>(problem_.groups() * term_count_ * padded_rows_);
+    bias_ = carver.take<T>(problem_.groups() * padded_rows_);
+    taps_ = carver.take<Tap<3>>(problem_.geometry.tap_numel());
+    line_taps_ = carver.take<LineTap>(lines_.taps);
+  }
+
+  void fill(const Call&) {
+    pack_weight<Terms, 3>(problem_, tiles_.rows, packed_);
+    if (problem_.bias)
+      widen_bias<Terms>(problem_.bias, problem_.groups(), 1, problem_.rows(), padded_rows_, bias_);
+    else
+      std::fill_n(bias_, problem_.groups() * padded_rows_, T{});
+    list_taps<3>(problem_.geometry, problem_.image.layout.axis_stride, taps_);
+    for (int64_t i = 0; i < lines_.taps; ++i) line_taps_[i] = lines_.tap(i, problem_.geometry);
+  }
+
+  void run_task(const Call&, int64_t task, const Buffers<T>& own) const {
+    const int64_t group = task / splits_, first = task % splits_ * split_;
+    const PlaneLayout<3>&image = problem_.image.layout, &output = problem_.output.layout;
+    const From* const plane = reinterpret_cast<const From*>(problem_.image.data) + group * image.stride[1];
+    From* const result = reinterpret_cast<From*>(problem_.output.data) + group * output.stride[1];
+    std::fill_n(own.zeros, padded_, T{});
+    LineCache cache(own.slots, lines_.kernel_rows);
+    for (int64_t index = first, end = std::min(lines_.pieces, first + split_); index < end; ++index) {
+      const PositionPiece<3> piece = lines_.at(index, problem_.geometry);
+      fetch_lines(terms_, lines_, problem_.geometry, image, plane, problem_.channels(), taps_, &piece, 1, cache,
+                  own.lines, own.sets);
+      multiply(group, piece, own);
+      store(piece, own, result + offset_of<3>(piece, output));
+    }
+  }
+
+ private:
+  // sums[row, position] = bias[row] + the sum of weight[row, term] * lines[term, position] over all terms.
+  void multiply(int64_t group, const PositionPiece<3>& piece, const Buffers<T>& own) const {
+    const int64_t channels = problem_.channels();
+    const T** next = own.terms;
+    for (int64_t i = 0; i < lines_.kernel_rows; ++i)
+      for (int64_t j = 0; j < lines_.taps; ++j) {
+        const int64_t line = line_taps_[j].line * channels * lines_.pitch + line_taps_[j].start;
+        const T* const from = own.sets[i] < 0 ? nullptr : own.lines + own.sets[i] * lines_.numel + line;
+        for (int64_t c = 0; c < channels; ++c) *next++ = from ? from + c * lines_.pitch : own.zeros;
+      }
+    for (int64_t row = 0; row < problem_.rows(); row += tiles_.rows)
+      for (int64_t term = 0; term < term_count_; term += kBlockTerms<T>) {
+        LineTileArguments<T> arguments{packed_ + (group * padded_rows_ + row) * term_count_ + term * tiles_.rows,
+                                       own.terms + term,
+                                       std::min(kBlockTerms<T>, term_count_ - term),
+                                       0,
+                                       own.sums + row * padded_,
+                                       padded_,
+                                       term == 0 ? bias_ + group * padded_rows_ + row : nullptr};
+        while (arguments.lane < piece.length) {
+          const int64_t vectors =
+              std::min<int64_t>(kLineVectors, ceil_div(piece.length - arguments.lane, tiles_.lanes));
+          tiles_.tile[vectors - 1](arguments);
+          arguments.lane += vectors * tiles_.lanes;
         }
       }
+  }
+
+  void store(const PositionPiece<3>& piece, const Buffers<T>& own, From* to) const {
+    const PlaneLayout<3>& output = problem_.output.layout;
+    const int64_t rows = problem_.rows(), step = output.axis_stride[2];
+    if (!transposed_) {
+      for (int64_t row = 0; row < rows; ++row)
+        terms_.pack.store(own.sums + row * padded_, to + row * output.stride[2], step, piece.length);
+      return;
     }
-  });
-  return true;
-}
+    const TransposeArguments<T> arguments{own.sums, padded_, 1, rows, piece.length, rows};
+    if constexpr (std::is_same_v<T, From>) {
+      same_type(terms_.tiles).transpose(arguments, to, step);
+    } else {
+      same_type(terms_.tiles).transpose(arguments, own.transposed, rows);
+      if (step == rows)
+        terms_.pack.store(own.transposed, to, 1, rows * piece.length);
+      else
+        for (int64_t i = 0; i < piece.length; ++i) terms_.pack.store(own.transposed + i * rows, to + i * step, 1, rows);
+    }
+  }
+
+  const Terms terms_;
+  const LineTiles<T>& tiles_;
+  const Correlation<3>& problem_;
+  const int64_t term_count_, padded_rows_;
+  const bool transposed_;
+  LinePlan<3> lines_;
+  int64_t padded_;          // positions of a piece, in whole vectors
+  int64_t split_, splits_;  // pieces of a task, and tasks of a group
+  // What all tasks read.
+  T *packed_ = nullptr, *bias_ = nullptr;
+  Tap<3>* taps_ = nullptr;
+  LineTap* line_taps_ = nullptr;
+};
 
 }  // namespace
 
-bool correlate_lines(const Correlation<3>& problem) {
-  const Geometry<3>& geometry = problem.geometry;
-  const int64_t channels = problem.channels(), sum = channels * geometry.tap_numel();
-  if (problem.variants() > 1 || channels > kMostChannels || geometry.positions[2] < kLeastPositions) return false;
-  // Taps that read no element again gain nothing by a line.
-  if (geometry.kernel[2] <= geometry.stride[2]) return false;
-  // Where channels of the result adjoin, the other engine suits longer sums, if channels of the image do so as well, or
-  // if it multiplies two terms at a time.
-  const bool paired = problem.image.dtype == ScalarType::BFloat16 && kernels().tiles.bf16.vectors > 0;
-  if (problem.outputs[0].layout.stride[2] == 1 && (channels > 1 || paired) && sum > kShortSum) return false;
-  bool done = false;
-  with_wide_terms(problem.image.dtype, [&](const auto& terms) { done = run(terms, problem); });
-  return done;
+const char* decline_lines(const OneImage<Correlation<3>>& problem) {
+  const Geometry<3>& geometry = problem->geometry;
+  const int64_t channels = problem->channels(), sum = channels * geometry.tap_numel();
+  if (!has_terms(problem->image.dtype)) return kNoTerms;
+  if (problem->variants() > 1) return "outputs that share their columns are multiplied from a panel";
+  if (channels > kMostChannels) return "more than 4 channels are better multiplied from a panel";
+  if (geometry.positions[2] < kLeastPositions) return "rows of fewer than 24 positions leave too many lanes empty";
+  if (geometry.kernel[2] <= geometry.stride[2]) return "no two taps read the same element, so a line saves nothing";
+  // Where channels of the result adjoin, engines with channels in the lanes suit longer sums, if channels of the image
+  // do so as well, or if they multiply two terms at a time.
+  const bool paired = problem->image.dtype == ScalarType::BFloat16 && kernels().tiles.bf16.vectors > 0;
+  if (problem->output.layout.stride[2] == 1 && (channels > 1 || paired) && sum > kShortSum)
+    return "channels adjoin in memory, and sums are long";
+  return nullptr;
+}
+
+const char* plan_lines(const Correlation<3>& problem, const Call&, JobSlot& slot) {
+  with_wide_terms(problem.image.dtype,
+                  [&](const auto& terms) { slot.emplace<LinesJob<std::decay_t<decltype(terms)>>>(terms, problem); });
+  return nullptr;
 }
 
 }  // namespace unfoldconv::cpu

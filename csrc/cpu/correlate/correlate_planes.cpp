@@ -138,7 +138,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   if (!find_plan(terms, problem, plan)) return false;
 
   // Taps that are lines of channels are read where they lie; others must adjoin.
-  const Planes<Rank>& weight = problem.weights[0];
+  const Planes<Rank>& weight = problem.weight;
   const bool in_place = weight.layout.stride[2] == 1 && (std::is_same_v<T, From> || Terms::kHalves == 2);
   int64_t lowest = 0, highest = 0;
   for (int axis = 0; axis < Rank; ++axis) {
@@ -148,7 +148,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   if (!in_place && highest - lowest + 1 != taps) return false;
   const int64_t line = line_pitch(channels * static_cast<int64_t>(sizeof(Element))) / sizeof(Element);
 
-  const PlaneLayout<Rank>&image = problem.image.layout, &output = problem.outputs[0].layout;
+  const PlaneLayout<Rank>&image = problem.image.layout, &output = problem.output.layout;
   const int64_t tile_rows = terms.tiles.rows, row_tiles = ceil_div(rows, tile_rows);
   const auto carve = [&](Carver& carver) {
     return Buffers<Terms>{carver.take<T>(plan.chunk * plan.pitch), carver.take<Sum>(rows * plan.lanes),
@@ -163,14 +163,14 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   carve(count);
   carve_shared(shared_count);
   const int64_t tasks = problem.batch() * groups * g.positions[0] * plan.bands;
-  if (Report* const report = Report::wanted()) {
-    report->engine(Engine::positions, terms.tile_name(terms.most_lanes()), tasks, count.bytes(),
+  if (LegacyReport* const report = LegacyReport::wanted()) {
+    report->engine(terms.tile_name(terms.most_lanes()), tasks, count.bytes(),
                    shared_count.bytes() + problem.weight_copy,
                    "positions fill the vectors, read from planes with borders, because there are few rows of weights");
     return true;
   }
-  const Scratch shared(shared_count.bytes(), problem.like);
-  Carver carver(shared);
+  const Scratch shared(shared_count.bytes(), *problem.like);
+  Carver carver(static_cast<char*>(shared.data_ptr()));
   const auto [packed, bias, weight_offsets] = carve_shared(carver);
   list_offsets<Rank>(g.kernel, weight.layout.axis_stride, weight_offsets);
   if (!in_place) {
@@ -183,7 +183,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
                                               : WeightLines<Element>{packed, rows * taps * line, taps * line};
 
   const bool serial = 2. * problem.batch() * g.position_numel() * groups * rows * channels * taps < kSerialFlops;
-  run_tasks(tasks, serial, problem.like, carve, [&](int64_t task, const auto& buffers) {
+  run_tasks(tasks, serial, *problem.like, carve, [&](int64_t task, const auto& buffers) {
     const TileScope<T> scope(terms.tiles);
     const int64_t band = task % plan.bands, z = task / plan.bands % g.positions[0];
     const int64_t group = task / plan.bands / g.positions[0] % groups;
@@ -261,7 +261,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
         }
       }
     }
-    From* const target = reinterpret_cast<From*>(problem.outputs[0].data) + n * output.stride[0] +
+    From* const target = reinterpret_cast<From*>(problem.output.data) + n * output.stride[0] +
                          group * output.stride[1] + z * output.axis_stride[0] + first_row * output.axis_stride[1];
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t y = 0; y < band_rows; ++y)

@@ -61,12 +61,12 @@ int64_t most_terms(const Terms& terms) {
 
 template <class Terms, int Rank>
 Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
-  const auto& [count, stride, axis_stride] = problem.outputs[0].layout;
+  const auto& [count, stride, axis_stride] = problem.output.layout;
   const int64_t limit = workspace_limit().cpu;
   Plan plan;
   const int64_t positions = count[0] * problem.geometry.position_numel();
-  plan.taps_first = taps_are_lines<Terms, Rank>(problem.weights[0]);
-  plan.rows = static_cast<int64_t>(problem.outputs.size()) * count[2];
+  plan.taps_first = taps_are_lines<Terms, Rank>(problem.weight);
+  plan.rows = problem.variants() * count[2];
   const int64_t tiles = ceil_div(plan.rows, terms.tiles.rows);
   const Cut cut = best_cut(ceil_div(positions, int64_t{terms.tiles.lanes}), terms.tiles.vectors, count[1], plan.rows,
                            std::min(kTasksPerProblem, ceil_div(tiles, 4)));
@@ -139,9 +139,9 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   if (piece_bytes > workspace_limit().cpu / 2) return false;
   const Planes<Rank>& image = problem.image;
   const Geometry<Rank>& geometry = problem.geometry;
-  const PlaneLayout<Rank>& output = problem.outputs[0].layout;
+  const PlaneLayout<Rank>& output = problem.output.layout;
   const int64_t groups = output.count[1], group_rows = output.count[2];
-  const int64_t variants = problem.outputs.size(), taps = geometry.tap_numel(), channels = image.layout.count[2];
+  const int64_t variants = problem.variants(), taps = geometry.tap_numel(), channels = image.layout.count[2];
   const int64_t positions = output.count[0] * geometry.position_numel();
   const int64_t per_image = geometry.position_numel();
 
@@ -162,7 +162,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   carve(count);
 
   // What all tasks read: the weight as rows, and the bias.
-  const bool in_place = plan.taps_first || rows_are_lines<Terms, Rank>(problem.weights[0], geometry.kernel);
+  const bool in_place = plan.taps_first || rows_are_lines<Terms, Rank>(problem.weight, geometry.kernel);
   const int64_t pitch = row_pitch<T>(plan.terms);
   Carver shared_count;
   const auto carve_shared = [&](Carver& carver) {
@@ -172,23 +172,22 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   };
   carve_shared(shared_count);
   const int64_t tasks = plan.panels * plan.group_blocks * plan.row_blocks;
-  if (Report* const report = Report::wanted()) {
+  if (LegacyReport* const report = LegacyReport::wanted()) {
     report->engine(
-        Engine::positions, terms.tile_name(plan.panel_lanes), tasks, count.bytes(),
-        shared_count.bytes() + problem.weight_copy,
+        terms.tile_name(plan.panel_lanes), tasks, count.bytes(), shared_count.bytes() + problem.weight_copy,
         "positions fill the vectors, because channels do not adjoin in memory, or are few, or positions are");
     return true;
   }
-  const Scratch shared(shared_count.bytes(), problem.like);
-  Carver carver(shared);
+  const Scratch shared(shared_count.bytes(), *problem.like);
+  Carver carver(static_cast<char*>(shared.data_ptr()));
   const auto [packed, bias, tap_list, weight_offsets] = carve_shared(carver);
-  list_offsets<Rank>(geometry.kernel, problem.weights[0].layout.axis_stride, weight_offsets);
+  list_offsets<Rank>(geometry.kernel, problem.weight.layout.axis_stride, weight_offsets);
   if (!in_place) pack_rows(terms, problem, pitch, weight_offsets, packed);
-  const PlaneLayout<Rank>& weight_layout = problem.weights[0].layout;
+  const PlaneLayout<Rank>& weight_layout = problem.weight.layout;
   const auto weight_row = [&, packed = packed](int64_t group, int64_t variant, int64_t row) {
     if (!in_place)
       return reinterpret_cast<const Element*>(packed + ((group * variants + variant) * group_rows + row) * pitch);
-    return reinterpret_cast<const Element*>(problem.weights[variant].at(group, row).data);
+    return reinterpret_cast<const Element*>(problem.weight_of(variant).at(group, row).data);
   };
   const int64_t row_stride = in_place ? weight_layout.stride[1] : pitch * Terms::kHalves;
   if (problem.bias) widen_bias<Terms>(problem.bias, groups, variants, group_rows, plan.rows, bias);
@@ -196,7 +195,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const bool output_lines = is_line<Rank>(output, geometry.positions);
 
   const bool serial = 2. * positions * groups * plan.rows * channels * taps < kSerialFlops;
-  run_tasks(tasks, serial, problem.like, carve, [&](int64_t task, const auto& buffers) {
+  run_tasks(tasks, serial, *problem.like, carve, [&](int64_t task, const auto& buffers) {
     const TileScope<T> scope(terms.tiles);
     const int64_t first_row = task % plan.row_blocks * plan.block_rows;
     const int64_t end_row = std::min(plan.rows, first_row + plan.block_rows);
@@ -240,7 +239,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
           // A tile keeps to one output.
           const int64_t variant = row / group_rows, row_of_group = row % group_rows;
           const int64_t rows = std::min({int64_t{terms.tiles.rows}, end_row - row, group_rows - row_of_group});
-          From* const target = reinterpret_cast<From*>(problem.outputs[variant].data) + group * output.stride[1] +
+          From* const target = reinterpret_cast<From*>(problem.output_of(variant).data) + group * output.stride[1] +
                                row_of_group * output.stride[2];
           const Element* const weight = weight_row(group, variant, row_of_group);
           for (int64_t j = 0; j < runs; ++j)
@@ -293,7 +292,7 @@ bool few_positions(const Correlation<3>& problem) {
     using Terms = std::decay_t<decltype(terms)>;
     const int64_t row_bytes =
         problem.variants() * problem.rows() * static_cast<int64_t>(sizeof(typename Terms::Element));
-    few = taps_are_lines<Terms>(problem.weights[0]) && most_terms(terms) >= kChunkTerms &&
+    few = taps_are_lines<Terms>(problem.weight) && most_terms(terms) >= kChunkTerms &&
           row_bytes >= kGatherBytes * problem.batch() * problem.geometry.position_numel();
   });
   return few;

@@ -144,7 +144,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   const StripTiles<T, From>& tiles = strip_tiles<T, From>();
   if (tiles.vectors == 0) return false;
   const Geometry<Rank>& geometry = problem.geometry;
-  const PlaneLayout<Rank>&image = problem.image.layout, &output = problem.outputs[0].layout;
+  const PlaneLayout<Rank>&image = problem.image.layout, &output = problem.output.layout;
   const int64_t groups = problem.groups(), rows = problem.rows(), channels = problem.channels();
   const ImageRows<Rank> image_rows(geometry, problem.batch(), channels);
   const int64_t strips = image_rows.kernel_rows, length = image_rows.taps * channels;
@@ -185,18 +185,18 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
   carve_shared(shared_count);
   const int64_t split = ceil_div(image_rows.pieces, std::min(image_rows.pieces, kTasksPerProblem));
   const int64_t splits = ceil_div(image_rows.pieces, split), tasks = groups * splits;
-  if (Report* const report = Report::wanted()) {
-    report->engine(Engine::channels, "", tasks, count.bytes(), shared_count.bytes(),
+  if (LegacyReport* const report = LegacyReport::wanted()) {
+    report->engine("", tasks, count.bytes(), shared_count.bytes(),
                    "channels adjoin in memory, few rows or short sums: rows of patches are multiplied where they lie");
     return true;
   }
-  const Scratch shared(shared_count.bytes(), problem.like);
-  Carver shared_carver(shared);
+  const Scratch shared(shared_count.bytes(), *problem.like);
+  Carver shared_carver(shared.data_ptr());
   const auto [packed, bias, tap_list] = carve_shared(shared_carver);
   for (int64_t group = 0; group < groups; ++group) {
-    if (dots) pack_lines(terms, problem.weights[0], geometry, group, packed + group * rows * term_count);
+    if (dots) pack_lines(terms, problem.weight, geometry, group, packed + group * rows * term_count);
     for (int64_t row = 0; row < (dots ? 0 : rows); row += panel_rows)
-      pack_panel<Terms, Rank>(problem.weights[0], geometry, group, row, std::min(panel_rows, rows - row),
+      pack_panel<Terms, Rank>(problem.weight, geometry, group, row, std::min(panel_rows, rows - row),
                               std::min(panel_rows, padded_rows - row),
                               reinterpret_cast<Element*>(packed + (group * padded_rows + row) * term_count));
   }
@@ -208,11 +208,11 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
 
   const bool serial =
       2. * problem.batch() * geometry.position_numel() * groups * rows * channels * geometry.tap_numel() < kSerialFlops;
-  run_tasks(tasks, serial, problem.like, carve, [&](int64_t task, const auto& buffers) {
+  run_tasks(tasks, serial, *problem.like, carve, [&](int64_t task, const auto& buffers) {
     const int64_t group = task / splits, first = task % splits * split;
     const int64_t end = std::min(image_rows.pieces, first + split);
     const From* const plane = reinterpret_cast<const From*>(problem.image.data) + group * image.stride[1];
-    From* const result = reinterpret_cast<From*>(problem.outputs[0].data) + group * output.stride[1];
+    From* const result = reinterpret_cast<From*>(problem.output.data) + group * output.stride[1];
     LineCache cache(buffers.slots, strips);
     for (int64_t index = first; index < end; ++index) {
       const PositionPiece<Rank> piece = image_rows.at(index, geometry);
@@ -256,7 +256,7 @@ bool run(const Terms& terms, const Correlation<Rank>& problem) {
 
 bool correlate_strips(const Correlation<3>& problem) {
   const Geometry<3>& geometry = problem.geometry;
-  const PlaneLayout<3>&image = problem.image.layout, &output = problem.outputs[0].layout;
+  const PlaneLayout<3>&image = problem.image.layout, &output = problem.output.layout;
   const int64_t channels = problem.channels();
   if (problem.variants() > 1 || channels > kMostChannels) return false;
   if (geometry.dilation[2] != 1 && geometry.kernel[2] > 1) return false;

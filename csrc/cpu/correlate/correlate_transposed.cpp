@@ -81,16 +81,16 @@ class TurnedCorrelation {
     Carver shared_count;
     carve_shared(shared_count);
     const int64_t tasks = plan_.blocks * problem_.groups() * plan_.row_parts;
-    if (Report* const report = Report::wanted()) {
-      report->engine(Engine::positions, terms_.tile_name(plan_.panel_lanes), tasks, count.bytes(), shared_count.bytes(),
+    if (LegacyReport* const report = LegacyReport::wanted()) {
+      report->engine(terms_.tile_name(plan_.panel_lanes), tasks, count.bytes(), shared_count.bytes(),
                      "positions fill the vectors, and weights are turned a few rows at a time, because neither has "
                      "channels that adjoin in memory");
       return true;
     }
-    const Tensor shared = allocate_bytes(shared_count.bytes(), problem_.like);
-    Carver carver(shared);
+    const Tensor shared = allocate_bytes(shared_count.bytes(), *problem_.like);
+    Carver carver(static_cast<char*>(shared.data_ptr()));
     carve_shared(carver);
-    const Planes<3>& weight = problem_.weights[0];
+    const Planes<3>& weight = problem_.weight;
     list_offsets<3>(problem_.geometry.kernel, weight.layout.axis_stride, tap_lines_);
     first_line_ = *std::min_element(tap_lines_, tap_lines_ + plan_.taps);
     for (int64_t tap = 0; tap < plan_.taps; ++tap) tap_lines_[tap] -= first_line_;
@@ -98,7 +98,7 @@ class TurnedCorrelation {
     if (problem_.bias) widen_bias<Terms>(problem_.bias, problem_.groups(), 1, problem_.rows(), problem_.rows(), bias_);
     const bool serial =
         2. * positions_ * problem_.groups() * problem_.rows() * problem_.channels() * plan_.taps < kSerialFlops;
-    run_tasks(tasks, serial, problem_.like, carve, [&](int64_t task, const auto& own) { run_task(task, own); });
+    run_tasks(tasks, serial, *problem_.like, carve, [&](int64_t task, const auto& own) { run_task(task, own); });
     return true;
   }
 
@@ -165,9 +165,8 @@ class TurnedCorrelation {
     for (int64_t tap = 0; tap < plan_.taps; ++tap)
       next = pieces_of_tap<3>(tap_list_[tap], geometry, problem_.image.layout, positions, of_task.pieces,
                               terms_.tiles.lanes, taps[tap], next);
-    of_task.stores = is_line<3>(problem_.outputs[0].layout, geometry.positions)
-                         ? join_pieces<3>(positions, of_task.pieces)
-                         : of_task.pieces;
+    of_task.stores = is_line<3>(problem_.output.layout, geometry.positions) ? join_pieces<3>(positions, of_task.pieces)
+                                                                            : of_task.pieces;
     // A block of a sum is that of so many taps, whichever of them are left out.
     const int64_t block_taps = std::max<int64_t>(1, kBlockTerms<T> / plan_.chunk);
     const int vectors = static_cast<int>(of_task.width / terms_.tiles.lanes);
@@ -213,7 +212,7 @@ class TurnedCorrelation {
   // The weight that is turned next: its rows and taps of some channels.
   Ahead weight_ahead(int64_t group, int64_t chunk, int64_t row, int64_t end_row) const {
     if (chunk == plan_.chunks) return {};
-    const Planes<3> from = problem_.weights[0].at(group, row, chunk * plan_.chunk * Terms::kHalves);
+    const Planes<3> from = problem_.weight.at(group, row, chunk * plan_.chunk * Terms::kHalves);
     const int64_t size = sizeof(From), rows = std::min(plan_.turned_rows, end_row - row);
     return {from.data + first_line_ * size, from.layout.stride[2] * size, rows * plan_.taps * size,
             chunk_terms(chunk) * Terms::kHalves, 0};
@@ -221,10 +220,9 @@ class TurnedCorrelation {
 
   // lines[row, tap][c] = weight[first + c][row, tap], for the channels c of a chunk.
   void turn(int64_t group, int64_t chunk, int64_t row, int64_t rows, T* lines) const {
-    const auto& layout = problem_.weights[0].layout;
+    const auto& layout = problem_.weight.layout;
     const int64_t begin = chunk * plan_.chunk * Terms::kHalves, count = chunk_terms(chunk) * Terms::kHalves;
-    const From* const from =
-        reinterpret_cast<const From*>(problem_.weights[0].at(group, row, begin).data) + first_line_;
+    const From* const from = reinterpret_cast<const From*>(problem_.weight.at(group, row, begin).data) + first_line_;
     terms_.pack.turn(from, layout.stride[2], rows * plan_.taps, count, lines, plan_.pitch * Terms::kHalves);
   }
 
@@ -259,11 +257,11 @@ class TurnedCorrelation {
   }
 
   void store(int64_t group, int64_t slot, int64_t first_row, int64_t end_row, const Buffers<Terms>& own) const {
-    const PlaneLayout<3>& output = problem_.outputs[0].layout;
+    const PlaneLayout<3>& output = problem_.output.layout;
     const PositionPiece<3>* const positions = own.positions + slot * plan_.tap_pieces;
     for (int64_t row = first_row; row < end_row; ++row) {
       From* const to =
-          reinterpret_cast<From*>(problem_.outputs[0].data) + group * output.stride[1] + row * output.stride[2];
+          reinterpret_cast<From*>(problem_.output.data) + group * output.stride[1] + row * output.stride[2];
       for (int piece = 0; piece < own.of_task[slot].stores; ++piece)
         terms_.pack.store(sums_of(slot, row - first_row, own) + positions[piece].lane,
                           to + offset_of<3>(positions[piece], output), output.axis_stride[2], positions[piece].length);
@@ -284,7 +282,7 @@ class TurnedCorrelation {
 }  // namespace
 
 bool correlate_turned(const Correlation<3>& problem) {
-  const Planes<3>& weight = problem.weights[0];
+  const Planes<3>& weight = problem.weight;
   const Geometry<3>& geometry = problem.geometry;
   if (problem.variants() > 1 || problem.image.layout.stride[2] == 1 || weight.layout.stride[2] == 1 ||
       geometry.tap_numel() == 0 || !turned_by_rows<3>(weight.layout, geometry.kernel, geometry.position_numel()))

@@ -31,7 +31,7 @@ template <int Rank>
 void locate_positions(int64_t first, int64_t count, const Correlation<Rank>& problem, Position<Rank>* positions) {
   constexpr int last = Rank - 1;
   const Geometry<Rank>& geometry = problem.geometry;
-  const PlaneLayout<Rank>&image = problem.image.layout, &output = problem.outputs[0].layout;
+  const PlaneLayout<Rank>&image = problem.image.layout, &output = problem.output.layout;
   // Positions [inside_begin, inside_end) of an axis see every tap inside the image.
   int64_t inside_begin[Rank], inside_end[Rank];
   for (int axis = 0; axis < Rank; ++axis) {

@@ -29,7 +29,7 @@ void turn(const Terms& terms, const Planes<Rank>& weight, int64_t lines, int64_t
 template <int Rank>
 std::optional<TurnedWeight<Rank>> turned_weight(const Planes<Rank>& weight, const Geometry<Rank>& geometry,
                                                 const Planes<Rank>& image, const Tensor& like) {
-  if (!may_use(Engine::positions) || image.layout.stride[2] == 1 || weight.layout.stride[2] == 1 ||
+  if (image.layout.stride[2] == 1 || weight.layout.stride[2] == 1 ||
       !rows_and_taps_adjoin(weight.layout, geometry.kernel))
     return std::nullopt;
   const bool one_phase = std::all_of(geometry.stride, geometry.stride + Rank, [](int64_t s) { return s == 1; });
@@ -57,10 +57,10 @@ std::optional<TurnedWeight<Rank>> turned_weight(const Planes<Rank>& weight, cons
     Carver count;
     const auto carve = [&](Carver& carver) { return carver.take<Element>(layout.count[0] * lines * pitch); };
     carve(count);
-    const bool reported = Report::wanted() != nullptr;
+    const bool reported = LegacyReport::wanted() != nullptr;
     const Tensor memory = allocate_bytes(reported ? 0 : count.bytes(), like);
     if (!reported) {
-      Carver carver(memory);
+      Carver carver(static_cast<char*>(memory.data_ptr()));
       Element* const to = carve(carver);
       turn(terms, weight, lines, pitch, to);
       planes.data = reinterpret_cast<char*>(to);

@@ -49,14 +49,14 @@ void pack_rows(const Terms& terms, const Correlation<Rank>& problem, int64_t pit
                typename Terms::T* packed) {
   using T = typename Terms::T;
   using From = typename Terms::From;
-  const auto& layout = problem.weights[0].layout;
+  const auto& layout = problem.weight.layout;
   const int64_t variants = problem.variants(), rows = layout.count[1], channels = layout.count[2];
   const int64_t taps = problem.geometry.tap_numel();
   const int64_t blocks = ceil_div(rows, kPackedRows);
   parallel_over(layout.count[0] * variants * blocks, kPackedRows * pitch * sizeof(T), [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       const int64_t first = block % blocks * kPackedRows, count = std::min(kPackedRows, rows - first);
-      const Planes<Rank>& weight = problem.weights[block / blocks % variants];
+      const Planes<Rank>& weight = problem.weight_of(block / blocks % variants);
       const From* const from = reinterpret_cast<const From*>(weight.at(block / blocks / variants, first).data);
       T* const to = packed + (block / blocks * rows + first) * pitch;
       const int64_t elements = pitch * Terms::kHalves;

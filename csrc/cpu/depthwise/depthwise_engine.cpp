@@ -2,7 +2,7 @@
 
 #include "cpu/depthwise/depthwise_blocks.h"
 #include "cpu/depthwise/depthwise_in_place.h"
-#include "runtime/engine.h"
+#include "runtime/legacy_report.h"
 
 namespace unfoldconv::cpu {
 namespace {
@@ -10,8 +10,6 @@ namespace {
 constexpr int64_t kLeastChannels = 4;  // fewer leave most of a vector empty
 
 constexpr const char* kWhy = "few channels per group: neighbouring channels fill the vectors";
-
-Engine name_for(const Blocks& blocks) { return blocks.group_size == 1 ? Engine::depthwise : Engine::grouped; }
 
 // output = bias + the correlation that the axes describe. `rows` is the weight as (group, channel of the result,
 // channel of the source).
@@ -29,8 +27,8 @@ void correlate(const Axis (&axes)[3], const int64_t (&kernel)[3], const Operand&
   const int64_t image_bytes = work.group * work.boxes.read_numel() * bytes;
   const int64_t thread_bytes = image_bytes + (direct ? 0 : work.boxes.numel() * bytes);
   const int64_t tasks = batch * work.box_count * work.groups;
-  if (Report* const report = Report::wanted()) {
-    report->engine(name_for(blocks), "", tasks, thread_bytes, blocks.count * (terms + (bias ? 1 : 0)) * bytes, kWhy);
+  if (LegacyReport* const report = LegacyReport::wanted()) {
+    report->engine("", tasks, thread_bytes, blocks.count * (terms + (bias ? 1 : 0)) * bytes, kWhy);
     return;
   }
   const Tensor packed =
@@ -175,8 +173,8 @@ void depthwise_weight_grad(const Tensor& grad_output, const Tensor& input, const
   const int64_t image_bytes = work.group * work.boxes.read_numel() * bytes;
   const int64_t grad_bytes = work.group * work.boxes.numel() * bytes;
   const int64_t sum_bytes = splits * numel * element_size(blocks.type);
-  if (Report* const report = Report::wanted()) {
-    report->engine(name_for(blocks), "", splits * ranges, image_bytes + grad_bytes, sum_bytes, kWhy);
+  if (LegacyReport* const report = LegacyReport::wanted()) {
+    report->engine("", splits * ranges, image_bytes + grad_bytes, sum_bytes, kWhy);
     return;
   }
   const Tensor sums = empty_bytes(sum_bytes, input);

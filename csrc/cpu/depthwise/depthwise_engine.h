@@ -12,8 +12,8 @@
 
 #include <cstdint>
 
-#include "dispatch/convolution.h"
 #include "problem/planes.h"
+#include "runtime/place.h"
 
 namespace unfoldconv::cpu {
 

@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "runtime/engine.h"
+#include "runtime/legacy_report.h"
 
 namespace unfoldconv::cpu {
 namespace {
@@ -76,8 +76,8 @@ void correlate_in_place(const Axis (&axes)[3], const int64_t (&kernel)[3], const
   if (blocks.channels * batch * axes[0].results * axes[1].results * axes[2].results == 0) return;
   const Bands bands(axes, blocks, taps, kBandBytes, true);
   const int64_t tasks = batch * axes[0].results * bands.count * bands.groups;
-  if (Report* const report = Report::wanted()) {
-    report->engine(Engine::depthwise, "", tasks, 0, blocks.count * (taps + (bias ? 1 : 0)) * bytes, kWhy);
+  if (LegacyReport* const report = LegacyReport::wanted()) {
+    report->engine("", tasks, 0, blocks.count * (taps + (bias ? 1 : 0)) * bytes, kWhy);
     return;
   }
   const Tensor packed = pack(blocks, weight, taps);
@@ -116,8 +116,8 @@ void weight_grad_in_place(const Axis (&axes)[3], const int64_t (&kernel)[3], con
   const int64_t wanted = ceil_div(kTasksPerProblem, std::max<int64_t>(1, bands.groups));
   const int64_t split = ceil_div(batch, std::clamp<int64_t>(wanted, 1, most_splits));
   const int64_t splits = std::max<int64_t>(1, ceil_div(batch, std::max<int64_t>(1, split)));
-  if (Report* const report = Report::wanted()) {
-    report->engine(Engine::depthwise, "", splits * bands.groups, 0, splits * part_bytes, kWhy);
+  if (LegacyReport* const report = LegacyReport::wanted()) {
+    report->engine("", splits * bands.groups, 0, splits * part_bytes, kWhy);
     return;
   }
   const Tensor sums = empty_bytes(splits * part_bytes, grad_weight);

@@ -2,7 +2,8 @@
 #pragma once
 
 #include "cpu/depthwise/depthwise_blocks.h"
-#include "dispatch/convolution.h"
+#include "problem/planes.h"
+#include "runtime/place.h"
 
 namespace unfoldconv::cpu {
 

@@ -139,13 +139,13 @@ bool run(const Terms& terms, const InputGrad<Rank>& problem) {
   Carver shared_count;
   carve_shared(shared_count);
   const int64_t split = plan.rows_of_task(geometry), tasks = ceil_div(plan.row_count, split);
-  if (Report* const report = Report::wanted()) {
-    report->engine(Engine::channels, terms.tile_name(std::min(plan.panel, plan.lanes)), tasks, count.bytes(),
-                   shared_count.bytes(), "few channels that adjoin in memory: windows of all phases are added up");
+  if (LegacyReport* const report = LegacyReport::wanted()) {
+    report->engine(terms.tile_name(std::min(plan.panel, plan.lanes)), tasks, count.bytes(), shared_count.bytes(),
+                   "few channels that adjoin in memory: windows of all phases are added up");
     return true;
   }
-  const Scratch shared(shared_count.bytes(), problem.like);
-  Carver shared_carver(shared);
+  const Scratch shared(shared_count.bytes(), *problem.like);
+  Carver shared_carver(shared.data_ptr());
   const auto [packed, start] = carve_shared(shared_carver);
   pack_weight<Terms, Rank>(problem, plan, packed);
   for (int64_t e = 0; e < chunk_lanes; ++e)
@@ -154,7 +154,7 @@ bool run(const Terms& terms, const InputGrad<Rank>& problem) {
   const bool serial =
       2. * output.count[0] * geometry.position_numel() * plan.channels * plan.rows * geometry.tap_numel() <
       kSerialFlops;
-  run_tasks(tasks, serial, problem.like, carve, [&](int64_t task, const auto& buffers) {
+  run_tasks(tasks, serial, *problem.like, carve, [&](int64_t task, const auto& buffers) {
     const TileScope<T> scope(terms.tiles);
     LineCache cache(buffers.slots, plan.slots);
     for (int64_t index = task * split, end = std::min(plan.row_count, index + split); index < end; ++index) {

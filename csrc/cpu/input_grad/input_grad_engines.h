@@ -15,10 +15,6 @@
 
 namespace unfoldconv::cpu {
 
-// Computes it if it suits this engine, else returns false, having done nothing.
-template <int Rank>
-bool fold_input_grad(const InputGrad<Rank>& problem);
-
 // The engines: for channels that adjoin in memory, and for planes.
 
 bool fold_channels(const InputGrad<3>& problem);

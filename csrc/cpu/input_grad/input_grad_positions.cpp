@@ -97,13 +97,13 @@ bool run(const Terms& terms, const InputGrad<Rank>& problem) {
   Carver shared_count;
   carve_shared(shared_count);
   const int64_t split = plan.rows_of_task(geometry), tasks = ceil_div(plan.row_count, split);
-  if (Report* const report = Report::wanted()) {
-    report->engine(Engine::positions, terms.tile_name(std::min(terms.most_lanes(), plan.pitch)), tasks, count.bytes(),
+  if (LegacyReport* const report = LegacyReport::wanted()) {
+    report->engine(terms.tile_name(std::min(terms.most_lanes(), plan.pitch)), tasks, count.bytes(),
                    shared_count.bytes(), "few channels: one product for all taps, whose windows are added up");
     return true;
   }
-  const Scratch shared(shared_count.bytes(), problem.like);
-  Carver shared_carver(shared);
+  const Scratch shared(shared_count.bytes(), *problem.like);
+  Carver shared_carver(shared.data_ptr());
   const auto [packed, weight, bias] = carve_shared(shared_carver);
   for (int64_t column = 0; column < columns; ++column) {
     const From* const from = reinterpret_cast<const From*>(problem.weight.data) +
@@ -117,7 +117,7 @@ bool run(const Terms& terms, const InputGrad<Rank>& problem) {
                 problem.bias ? static_cast<T>(reinterpret_cast<const From*>(problem.bias)[c]) : T{});
 
   const bool serial = 2. * output.count[0] * geometry.position_numel() * plan.channels * columns < kSerialFlops;
-  run_tasks(tasks, serial, problem.like, carve, [&](int64_t task, const auto& buffers) {
+  run_tasks(tasks, serial, *problem.like, carve, [&](int64_t task, const auto& buffers) {
     LineCache cache(buffers.slots, plan.slots);
     for (int64_t index = task * split, end = std::min(plan.row_count, index + split); index < end; ++index) {
       const auto row = plan.row(index, geometry);

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "cpu/kernels/kernels.h"
-#include "runtime/engine.h"
+#include "runtime/legacy_report.h"
 #include "runtime/parallel.h"
 #include "runtime/rows.h"
 #include "runtime/tasks.h"
@@ -57,6 +57,12 @@ class TileScope {
  private:
   void (*leave_)();
 };
+
+// Whether there are micro-kernels for a dtype, and what is said where there are none.
+inline bool has_terms(ScalarType dtype) {
+  return dtype == ScalarType::Float || dtype == ScalarType::Double || is_16bit_float(dtype);
+}
+constexpr const char* kNoTerms = "there are micro-kernels for floating point only";
 
 // Calls f(Terms<T, From>) with floats or doubles for the elements of a dtype. Returns whether it has any.
 template <class F>

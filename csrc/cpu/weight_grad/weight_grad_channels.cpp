@@ -26,7 +26,7 @@ struct Plan {
 };
 
 template <class Terms, int Rank>
-Plan plan_of(const Terms& terms, const WeightSums<Rank>& problem) {
+Plan plan_of(const Terms& terms, const WeightGrad<Rank>& problem) {
   using Sum = typename Terms::Sum;
   const int64_t limit = workspace_limit().cpu, groups = problem.groups();
   const int64_t rows = problem.rows(), taps = problem.geometry.tap_numel();
@@ -96,7 +96,7 @@ struct TapReach {
 
 // grad_output of one segment as [row, position].
 template <class Terms, int Rank>
-void lay_out_grads(const Terms& terms, const WeightSums<Rank>& problem, const PositionPiece<Rank>* pieces, int count,
+void lay_out_grads(const Terms& terms, const WeightGrad<Rank>& problem, const PositionPiece<Rank>* pieces, int count,
                    bool line, int64_t group, int64_t row, int64_t rows, int64_t pitch, typename Terms::T* to) {
   using T = typename Terms::T;
   const PlaneLayout<Rank>& layout = problem.grad_output.layout;
@@ -118,7 +118,7 @@ void lay_out_grads(const Terms& terms, const WeightSums<Rank>& problem, const Po
 }
 
 template <class Terms, int Rank>
-bool run(const Terms& terms, const WeightSums<Rank>& problem) {
+bool run(const Terms& terms, const WeightGrad<Rank>& problem) {
   using T = typename Terms::T;
   using Sum = typename Terms::Sum;
   if (problem.image.layout.stride[2] != 1 || problem.channels() % terms.tiles.lanes != 0) return false;
@@ -208,13 +208,13 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
       }
     }
   };
-  return run_weight_tasks(terms, problem, plan.splits, plan.blocks(), Engine::channels, plan.panel_channels,
+  return run_weight_tasks(terms, problem, plan.splits, plan.blocks(), plan.panel_channels,
                           "channels adjoin in memory: the image is read where it lies", carve, body);
 }
 
 }  // namespace
 
-bool weight_sums_of_channels(const WeightSums<3>& problem) {
+bool weight_sums_of_channels(const WeightGrad<3>& problem) {
   bool done = false;
   with_terms(problem.image.dtype, [&](const auto& terms) {
     using Terms = std::remove_cvref_t<decltype(terms)>;

@@ -10,16 +10,12 @@
 
 namespace unfoldconv::cpu {
 
-// Returns false, having done nothing, where no engine takes the problem, by its dtype or its size.
-template <int Rank>
-bool weight_sums(const WeightSums<Rank>& problem);
-
 // The engines.
 
-bool weight_sums_of_rows(const WeightSums<3>& problem);
+bool weight_sums_of_rows(const WeightGrad<3>& problem);
 
-bool weight_sums_of_patches(const WeightSums<3>& problem);
+bool weight_sums_of_patches(const WeightGrad<3>& problem);
 
-bool weight_sums_of_channels(const WeightSums<3>& problem);
+bool weight_sums_of_channels(const WeightGrad<3>& problem);
 
 }  // namespace unfoldconv::cpu

@@ -26,7 +26,7 @@ struct Plan {
 };
 
 template <class Terms, int Rank>
-Plan plan_of(const Terms& terms, const WeightSums<Rank>& problem) {
+Plan plan_of(const Terms& terms, const WeightGrad<Rank>& problem) {
   using Sum = typename Terms::Sum;
   const int64_t limit = workspace_limit().cpu, positions = problem.batch() * problem.geometry.position_numel();
   const int64_t tile_rows = terms.tiles.rows, patches = problem.channels() * problem.geometry.tap_numel();
@@ -68,7 +68,7 @@ struct Buffers {
 
 // grad_output of one segment and panel of rows as [terms, lanes].
 template <class Terms, int Rank>
-void pack_grads(const Terms& terms, const WeightSums<Rank>& problem, const PositionPiece<Rank>* pieces, int count,
+void pack_grads(const Terms& terms, const WeightGrad<Rank>& problem, const PositionPiece<Rank>* pieces, int count,
                 bool line, int64_t group, int64_t row, int64_t lanes, int64_t width, typename Terms::T* to) {
   using T = typename Terms::T;
   using From = typename Terms::From;
@@ -111,7 +111,7 @@ void pack_grads(const Terms& terms, const WeightSums<Rank>& problem, const Posit
 }
 
 template <class Terms, int Rank>
-bool run(const Terms& terms, const WeightSums<Rank>& problem) {
+bool run(const Terms& terms, const WeightGrad<Rank>& problem) {
   using T = typename Terms::T;
   using From = typename Terms::From;
   using Sum = typename Terms::Sum;
@@ -183,13 +183,13 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
                        row * plan.patches.total + patches.begin, plan.patches.total);
     }
   };
-  return run_weight_tasks(terms, problem, plan.splits, plan.blocks(), Engine::positions, plan.panel_rows,
+  return run_weight_tasks(terms, problem, plan.splits, plan.blocks(), plan.panel_rows,
                           "patches are gathered, because rows of the output are short", carve, body);
 }
 
 }  // namespace
 
-bool weight_sums_of_patches(const WeightSums<3>& problem) {
+bool weight_sums_of_patches(const WeightGrad<3>& problem) {
   bool done = false;
   with_terms(problem.image.dtype, [&](const auto& terms) { done = run(terms, problem); });
   return done;

@@ -38,7 +38,7 @@ struct Plan {
 };
 
 template <class Terms, int Rank>
-Plan<Rank> plan_of(const Terms& terms, const WeightSums<Rank>& problem) {
+Plan<Rank> plan_of(const Terms& terms, const WeightGrad<Rank>& problem) {
   using Sum = typename Terms::Sum;
   using Element = typename Terms::Element;
   constexpr int64_t sum_size = sizeof(Sum), element_size = sizeof(Element);
@@ -100,7 +100,7 @@ struct Buffers {
 
 // Lists the runs of some pieces and their rows, one for each tap and channel of a list.
 template <class Terms, int Rank>
-void list_runs(const WeightSums<Rank>& problem, const Plan<Rank>& plan, int64_t channels, int64_t most_runs,
+void list_runs(const WeightGrad<Rank>& problem, const Plan<Rank>& plan, int64_t channels, int64_t most_runs,
                int64_t count, const Buffers<Terms, Rank>& buffers) {
   using T = typename Terms::T;
   const LinePlan<Rank>& lines = plan.lines;
@@ -165,7 +165,7 @@ void lay_out_grads(const Terms& terms, const PlaneLayout<Rank>& layout, const ty
 }
 
 template <class Terms, int Rank>
-bool run(const Terms& terms, const WeightSums<Rank>& problem) {
+bool run(const Terms& terms, const WeightGrad<Rank>& problem) {
   using T = typename Terms::T;
   using From = typename Terms::From;
   using Sum = typename Terms::Sum;
@@ -240,13 +240,13 @@ bool run(const Terms& terms, const WeightSums<Rank>& problem) {
                        (row * problem.channels() + channel_block.begin) * taps, problem.channels() * taps);
     }
   };
-  return run_weight_tasks(terms, problem, plan.splits, plan.blocks(), Engine::positions, plan.panel_rows,
+  return run_weight_tasks(terms, problem, plan.splits, plan.blocks(), plan.panel_rows,
                           "rows of the image are brought into lines, which all taps read", carve, body);
 }
 
 }  // namespace
 
-bool weight_sums_of_rows(const WeightSums<3>& problem) {
+bool weight_sums_of_rows(const WeightGrad<3>& problem) {
   bool done = false;
   with_terms(problem.image.dtype, [&](const auto& terms) { done = run(terms, problem); });
   return done;

@@ -40,7 +40,7 @@ struct Splits {
 // As many parts of the sums as make kTasksPerProblem tasks out of so many blocks, each of `least` units or more, and
 // all of them in memory within half the limit.
 template <class Sum, int Rank>
-Splits split_sums(const WeightSums<Rank>& problem, int64_t blocks, int64_t units, int64_t least) {
+Splits split_sums(const WeightGrad<Rank>& problem, int64_t blocks, int64_t units, int64_t least) {
   const int64_t bytes = problem.numel() * static_cast<int64_t>(sizeof(Sum));
   const int64_t room = workspace_limit().cpu / 2 / std::max<int64_t>(1, bytes);
   const int64_t most = std::clamp<int64_t>(room, 1, std::max<int64_t>(1, ceil_div(units, least)));
@@ -71,7 +71,7 @@ class WeightTask {
   int64_t group;
   Range units;
 
-  WeightTask(const Terms& terms, const WeightSums<Rank>& problem, const Tap<Rank>* tap_list, const Splits& splits,
+  WeightTask(const Terms& terms, const WeightGrad<Rank>& problem, const Tap<Rank>* tap_list, const Splits& splits,
              Sum* partial, int64_t blocks, int64_t number)
       : taps(tap_list),
         group(number / blocks % problem.groups()),
@@ -80,7 +80,7 @@ class WeightTask {
         block_(number % blocks) {
     const int64_t numel = problem.numel(), first = numel / problem.groups() * group;
     partial_ = splits.count > 1 ? partial + number / blocks / problem.groups() * numel + first : nullptr;
-    result_ = static_cast<From*>(problem.grad_weight.data_ptr()) + first;
+    result_ = reinterpret_cast<From*>(problem.grad_weight) + first;
   }
 
   // The task's block along one of the ways that its engine cuts blocks; each is asked for once, in one order.
@@ -135,8 +135,8 @@ void add_partials(const Terms& terms, typename Terms::Sum* partial, int64_t spli
 // body(task, buffers) for every task, of which there are `blocks` for each group and split; or their report. Returns
 // false, with nothing done, where the buffers that carve(Carver&) takes are beyond the limit.
 template <class Terms, int Rank, class Carve, class Body>
-bool run_weight_tasks(const Terms& terms, const WeightSums<Rank>& problem, const Splits& splits, int64_t blocks,
-                      Engine engine, int64_t panel_lanes, const char* why, const Carve& carve, const Body& body) {
+bool run_weight_tasks(const Terms& terms, const WeightGrad<Rank>& problem, const Splits& splits, int64_t blocks,
+                      int64_t panel_lanes, const char* why, const Carve& carve, const Body& body) {
   using Sum = typename Terms::Sum;
   Carver count;
   carve(count);
@@ -149,23 +149,23 @@ bool run_weight_tasks(const Terms& terms, const WeightSums<Rank>& problem, const
   };
   Carver shared_count;
   carve_shared(shared_count);
-  if (Report* const report = Report::wanted()) {
-    report->engine(engine, terms.tile_name(panel_lanes), tasks, count.bytes(), shared_count.bytes(), why);
+  if (LegacyReport* const report = LegacyReport::wanted()) {
+    report->engine(terms.tile_name(panel_lanes), tasks, count.bytes(), shared_count.bytes(), why);
     return true;
   }
-  const Scratch shared(shared_count.bytes(), problem.grad_weight);
-  Carver shared_carver(shared);
+  const Scratch shared(shared_count.bytes(), *problem.like);
+  Carver shared_carver(shared.data_ptr());
   const auto memory = carve_shared(shared_carver);
   list_taps<Rank>(problem.geometry, problem.image.layout.axis_stride, memory.first);
 
   const bool serial = 2. * numel * problem.batch() * problem.geometry.position_numel() < kSerialFlops;
-  run_tasks(tasks, serial, problem.grad_weight, carve, [&](int64_t number, const auto& buffers) {
+  run_tasks(tasks, serial, *problem.like, carve, [&](int64_t number, const auto& buffers) {
     const TileScope<typename Terms::T> scope(terms.tiles);
     body(WeightTask<Terms, Rank>(terms, problem, memory.first, splits, memory.second, blocks, number), buffers);
   });
   if (splits.count > 1)
     add_partials(terms, memory.second, splits.count, numel,
-                 static_cast<typename Terms::From*>(problem.grad_weight.data_ptr()));
+                 reinterpret_cast<typename Terms::From*>(problem.grad_weight));
   return true;
 }
 

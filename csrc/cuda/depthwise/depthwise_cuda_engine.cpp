@@ -3,7 +3,7 @@
 #include "cuda/depthwise/depthwise_launch.h"
 #include "problem/planes.h"
 #include "runtime/allocation.h"
-#include "runtime/engine.h"
+#include "runtime/legacy_report.h"
 #include "runtime/workspace.h"
 
 namespace unfoldconv {
@@ -23,17 +23,16 @@ cuda::DirectOperand operand_of(const Planes<Rank>& planes) {
 template <int Rank>
 bool takes(const Place& place, const Tensor& operand, const Geometry<Rank>& geometry, int64_t groups, int64_t inputs,
            int64_t outputs) {
-  return place.cuda && cuda::direct_takes(operand.scalar_type(), groups, inputs, outputs) && !reaches_far(geometry) &&
-         geometry.tap_numel() > 0 && geometry.position_numel() > 0 && geometry.image_numel() > 0 &&
-         may_use(inputs == 1 ? Engine::depthwise : Engine::grouped);
+  return place.cuda && cuda::direct_takes(operand.scalar_type(), groups, inputs, outputs) &&
+         !may_overflow_index(geometry) && geometry.tap_numel() > 0 && geometry.position_numel() > 0 &&
+         geometry.image_numel() > 0;
 }
 
 // Tells a report, if one is wanted, of the plan.
-void report(const cuda::DirectPlan& plan, int64_t inputs) {
-  Report* const report = Report::wanted();
+void report(const cuda::DirectPlan& plan, int64_t) {
+  LegacyReport* const report = LegacyReport::wanted();
   if (report == nullptr) return;
-  report->engine(inputs == 1 ? Engine::depthwise : Engine::grouped,
-                 std::to_string(plan.rows) + "x" + std::to_string(plan.columns), plan.blocks, /*thread_bytes=*/0,
+  report->engine(std::to_string(plan.rows) + "x" + std::to_string(plan.columns), plan.blocks, /*thread_bytes=*/0,
                  plan.workspace_bytes, kWhy, 1, plan.splits);
 }
 
@@ -49,7 +48,7 @@ bool correlate(const Place& place, bool backward, const Tensor& source, const Te
                                            operand_of(weight_planes<Rank>(weight, groups, /*swap=*/backward)),
                                            operand_of(planes_of<Rank>(result, groups)),
                                            bias ? bias->data_ptr() : nullptr};
-  const cuda::DirectPlan plan = cuda::correlate_direct(place.stream, problem, Report::wanted() == nullptr);
+  const cuda::DirectPlan plan = cuda::correlate_direct(place.stream, problem, LegacyReport::wanted() == nullptr);
   if (plan.fits) report(plan, inputs);
   return plan.fits;
 }
@@ -78,7 +77,7 @@ bool direct_weight_grad(const Place& place, const Tensor& grad_output, const Ten
                                           operand_of(planes_of<Rank>(input, groups)), grad_weight.data_ptr()};
   std::optional<Tensor> memory;  // torch's allocator keeps it for the stream after this has returned
   cuda::Workspace workspace;
-  if (Report::wanted() == nullptr)
+  if (LegacyReport::wanted() == nullptr)
     workspace = [&](int64_t bytes) { return memory.emplace(empty_bytes(bytes, input)).data_ptr(); };
   const cuda::DirectPlan plan = cuda::weight_sums_direct(place.stream, problem, workspace_limit().cuda, workspace);
   if (plan.fits) report(plan, inputs);

@@ -2,7 +2,8 @@
 // (cuda/depthwise.h). With one channel per group it goes by the name of "depthwise", with more by that of "grouped".
 #pragma once
 
-#include "dispatch/convolution.h"
+#include "problem/planes.h"
+#include "runtime/place.h"
 
 namespace unfoldconv {
 

@@ -6,10 +6,11 @@
 #include <string>
 
 #include "cuda/implicit_gemm/implicit_gemm_launch.h"
+#include "problem/integer_math.h"
 #include "problem/phases.h"
 #include "runtime/allocation.h"
-#include "runtime/engine.h"
-#include "runtime/place.h"
+#include "runtime/current_place.h"
+#include "runtime/legacy_report.h"
 #include "runtime/workspace.h"
 
 namespace unfoldconv {
@@ -18,8 +19,6 @@ namespace {
 constexpr const char* kWhy = "patches are gathered in shared memory, a tile at a time";
 constexpr const char* kWhyPieces = "pieces of channels are copied to shared memory as they lie, a tile at a time";
 constexpr const char* kWhyPacked = "patches are gathered in shared memory, a tile at a time, and weights packed once";
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 int64_t piece_elements(ScalarType dtype) { return cuda::kGemmPieceBytes / element_size(dtype); }
 
@@ -224,7 +223,7 @@ bool run(const Place& place, Problem problem) {
   const std::vector<Part> parts = parts_of(problem, direct, room);
   int64_t packed_bytes = 0, sum_bytes = 0, splits = 1;
   for (const Part& part : parts) packed_bytes = std::max(packed_bytes, part.packed_bytes);
-  Report* const report = Report::wanted();
+  LegacyReport* const report = LegacyReport::wanted();
   const Tensor packed = report != nullptr || direct ? problem.like : empty_bytes(packed_bytes, problem.like);
   std::string tile;
   int64_t blocks = 0;
@@ -260,7 +259,7 @@ bool run(const Place& place, Problem problem) {
     cuda::correlate(place.stream, gemm);
   }
   if (report != nullptr)
-    report->engine(Engine::implicit_gemm, tile, blocks, packed_bytes, sum_bytes, direct ? kWhy : kWhyPacked,
+    report->engine(tile, blocks, packed_bytes, sum_bytes, direct ? kWhy : kWhyPacked,
                    static_cast<int64_t>(problem.phases.size()), splits);
   return true;
 }
@@ -268,7 +267,7 @@ bool run(const Place& place, Problem problem) {
 }  // namespace
 
 bool correlate_by_implicit_gemm(const Place& place, const Correlation<3>& problem) {
-  const Planes<3>&output = problem.outputs[0], &weight = problem.weights[0];
+  const Planes<3>&output = problem.output, &weight = problem.weight;
   const Geometry<3>& geometry = problem.geometry;
   cuda::GemmPhase phase{};
   std::copy(geometry.positions, geometry.positions + 3, phase.positions);
@@ -291,7 +290,7 @@ bool correlate_by_implicit_gemm(const Place& place, const Correlation<3>& proble
                      pieces,
                      {phase},
                      problem.bias,
-                     problem.like});
+                     *problem.like});
 }
 
 bool input_grad_by_implicit_gemm(const Place& place, const InputGrad<3>& problem) {
@@ -332,8 +331,9 @@ bool input_grad_by_implicit_gemm(const Place& place, const InputGrad<3>& problem
   const bool whole = phases.size() == 1 && phases[0].variants() == 1;
   const bool pieces = planes_adjoin(output) ? channels_in_pieces(problem.grad_input, geometry.image)
                                             : whole && positions_in_pieces(output, phases[0].positions);
-  Problem result{problem.grad_output, weight,      output, geometry.positions, stride, dilation, {}, {}, pieces, phases,
-                 problem.bias,        problem.like};
+  Problem result{
+      problem.grad_output, weight,       output, geometry.positions, stride, dilation, {}, {}, pieces, phases,
+      problem.bias,        *problem.like};
   for (int axis = 0; axis < 3; ++axis) {
     result.weight_variant_stride[axis] = problem.weight.layout.axis_stride[axis];
     result.output_variant_stride[axis] = problem.grad_input.layout.axis_stride[axis];
@@ -341,7 +341,7 @@ bool input_grad_by_implicit_gemm(const Place& place, const InputGrad<3>& problem
   return run(place, result);
 }
 
-bool weight_sums_by_implicit_gemm(const Place& place, const WeightSums<3>& problem) {
+bool weight_sums_by_implicit_gemm(const Place& place, const WeightGrad<3>& problem) {
   const Planes<3>&image = problem.image, &grad_output = problem.grad_output;
   const Geometry<3>& geometry = problem.geometry;
   const double rows = static_cast<double>(problem.rows()) * problem.groups();
@@ -357,17 +357,17 @@ bool weight_sums_by_implicit_gemm(const Place& place, const WeightSums<3>& probl
   gemm.pieces = channels_in_pieces(image, geometry.image) && channels_in_pieces(grad_output, geometry.positions);
   gemm.image_gather = gather_of(image, geometry.image, is_pointwise(geometry));
   gemm.grad_gather = gather_of(grad_output, geometry.positions, true);
-  gemm.grad_weight = problem.grad_weight.data_ptr();
+  gemm.grad_weight = problem.grad_weight;
   const int64_t size = image.dtype == ScalarType::Double ? sizeof(double) : sizeof(float);
   cuda::plan_weight_sums(gemm, workspace_limit().cuda / (problem.numel() * size));
   const int64_t partial_bytes = gemm.splits > 1 ? gemm.splits * problem.numel() * size : 0;
-  if (Report* const report = Report::wanted()) {
+  if (LegacyReport* const report = LegacyReport::wanted()) {
     const cuda::GemmTiles tiles = cuda::weight_tiles(gemm);
-    report->engine(Engine::implicit_gemm, std::to_string(tiles.rows) + "x" + std::to_string(tiles.positions),
-                   gemm.splits * tiles.blocks, 0, partial_bytes, gemm.pieces ? kWhyPieces : kWhy, 1, gemm.splits);
+    report->engine(std::to_string(tiles.rows) + "x" + std::to_string(tiles.positions), gemm.splits * tiles.blocks, 0,
+                   partial_bytes, gemm.pieces ? kWhyPieces : kWhy, 1, gemm.splits);
     return true;
   }
-  const Tensor partial = partial_bytes ? empty_bytes(partial_bytes, problem.grad_weight) : problem.grad_weight;
+  const Tensor partial = partial_bytes ? empty_bytes(partial_bytes, *problem.like) : *problem.like;
   gemm.partial = partial_bytes ? partial.data_ptr() : nullptr;
   cuda::sum_weights(place.stream, gemm);
   return true;

@@ -12,6 +12,6 @@ namespace unfoldconv {
 // size.
 bool correlate_by_implicit_gemm(const Place& place, const Correlation<3>& problem);  // of one output
 bool input_grad_by_implicit_gemm(const Place& place, const InputGrad<3>& problem);
-bool weight_sums_by_implicit_gemm(const Place& place, const WeightSums<3>& problem);
+bool weight_sums_by_implicit_gemm(const Place& place, const WeightGrad<3>& problem);
 
 }  // namespace unfoldconv

@@ -12,6 +12,7 @@
 #include <type_traits>
 
 #include "problem/geometry.h"
+#include "problem/integer_math.h"
 
 namespace unfoldconv::cuda {
 
@@ -122,8 +123,6 @@ double largest_offset(const PlaneLayout<Rank>& layout, const int64_t (&sizes)[Ra
 // have kernels of their own for every rank; for the others one of rank 3 does, or the wheel would be twice as large.
 template <int Rank, class Index, bool Common>
 constexpr int kKernelRank = sizeof(Index) == 4 && Common ? Rank : 3;
-
-constexpr int64_t ceil_div(int64_t a, int64_t b) { return a / b + (a % b != 0); }
 
 template <class To, class From>
 __device__ __forceinline__ To convert(From value) {

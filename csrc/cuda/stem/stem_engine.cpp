@@ -3,8 +3,8 @@
 #include "cuda/stem/stem_launch.h"
 #include "problem/planes.h"
 #include "runtime/allocation.h"
-#include "runtime/engine.h"
-#include "runtime/place.h"
+#include "runtime/current_place.h"
+#include "runtime/legacy_report.h"
 #include "runtime/workspace.h"
 
 namespace unfoldconv {
@@ -24,17 +24,17 @@ cuda::DirectOperand operand_of(const Planes<Rank>& planes) {
 template <int Rank>
 bool takes(const Place& place, const Tensor& image, const Geometry<Rank>& geometry, int64_t groups, int64_t rows) {
   return place.cuda && cuda::stem_takes(image.scalar_type(), groups, image.size(1)) && rows > 0 &&
-         !reaches_far(geometry) && geometry.tap_numel() > 0 && geometry.position_numel() > 0 &&
-         geometry.image_numel() > 0 && may_use(Engine::stem);
+         !may_overflow_index(geometry) && geometry.tap_numel() > 0 && geometry.position_numel() > 0 &&
+         geometry.image_numel() > 0;
 }
 
 bool as_tf32(const Tensor& image) { return image.scalar_type() == ScalarType::Float && float32_as_tf32(); }
 
 // Tells a report, if one is wanted, of the plan.
 void report(const cuda::StemPlan& plan) {
-  Report* const report = Report::wanted();
+  LegacyReport* const report = LegacyReport::wanted();
   if (report == nullptr) return;
-  report->engine(Engine::stem, std::to_string(plan.rows) + "x" + std::to_string(plan.positions), plan.blocks,
+  report->engine(std::to_string(plan.rows) + "x" + std::to_string(plan.positions), plan.blocks,
                  /*thread_bytes=*/0, plan.workspace_bytes, kWhy);
 }
 
@@ -51,7 +51,7 @@ bool stem_conv(const Place& place, const Tensor& input, const Tensor& weight, co
                                          operand_of(weight_planes<Rank>(weight, 1, /*swap=*/false)),
                                          operand_of(planes_of<Rank>(output, 1)),
                                          bias ? bias->data_ptr() : nullptr};
-  const cuda::StemPlan plan = cuda::convolve_stem(place.stream, problem, Report::wanted() == nullptr);
+  const cuda::StemPlan plan = cuda::convolve_stem(place.stream, problem, LegacyReport::wanted() == nullptr);
   if (plan.fits) report(plan);
   return plan.fits;
 }
@@ -68,7 +68,7 @@ bool stem_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
                                         grad_weight.data_ptr()};
   std::optional<Tensor> memory;  // torch's allocator keeps it for the stream after this has returned
   cuda::Workspace workspace;
-  if (Report::wanted() == nullptr)
+  if (LegacyReport::wanted() == nullptr)
     workspace = [&](int64_t bytes) { return memory.emplace(empty_bytes(bytes, input)).data_ptr(); };
   const cuda::StemPlan plan = cuda::weight_sums_stem(place.stream, problem, workspace_limit().cuda, workspace);
   if (plan.fits) report(plan);

@@ -1,7 +1,8 @@
 // The engine "stem": convolution on CUDA of one to four channels and one group, by kernels of its own (cuda/stem.h).
 #pragma once
 
-#include "dispatch/convolution.h"
+#include "problem/planes.h"
+#include "runtime/place.h"
 
 namespace unfoldconv {
 

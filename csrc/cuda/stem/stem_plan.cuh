@@ -21,8 +21,6 @@ struct StemProblem {
   int64_t most_positions, most_terms;  // of a tile and of a chunk
 };
 
-constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
 // Whether the elements of an image come in pieces: of which the neighbours along `inner` adjoin, if its beginning is at
 // an address that allows it.
 struct StemStride {

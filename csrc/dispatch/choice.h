@@ -1,0 +1,33 @@
+// Which engines may be used: all, or those of one name or family.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace unfoldconv {
+
+// Makes every call of the process use an engine or a family if it can; "automatic" leaves the choice to the tables.
+void force_engine(std::string name);
+
+// Whether that is in effect.
+bool is_engine_forced();
+
+// The names of all engines of a device.
+std::vector<const char*> engine_names(bool cuda);
+
+// The engine that the calls of this thread use while it lives, unless one is forced. Null leaves the choice free.
+class Trial {
+ public:
+  explicit Trial(const char* engine);
+  ~Trial();
+  Trial(const Trial&) = delete;
+  Trial& operator=(const Trial&) = delete;
+
+ private:
+  const char* former_;
+};
+
+// Whether the choice is free, or fell on this engine or its family.
+bool may_use(const char* engine, const char* family);
+
+}  // namespace unfoldconv
