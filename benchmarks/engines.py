@@ -19,11 +19,10 @@ from .report import SHORT_FORMAT, print_line, run_facts, write_results
 from .timing import Clock, Quartiles, Run, make_clock, take_turns
 
 AUTOMATIC = "automatic"
-ENGINES = ("columns", "positions", "channels", "depthwise", "grouped")
 SLOW = 1.3
 """Times the best engine's time, from which a pick counts as wrong."""
 HEAD = (
-    f"{'layer':<20} {'dtype':<5} {'format':<6} {'pass':<11} {'pick':<10} {'best':<10} {'pick ms':>9} {'best ms':>9} "
+    f"{'layer':<20} {'dtype':<5} {'format':<6} {'pass':<11} {'pick':<21} {'best':<21} {'pick ms':>9} {'best ms':>9} "
     f"{'pick/best [quartiles]':>23}"
 )
 
@@ -94,7 +93,8 @@ def compare_engines(case: Case, clock: Clock, max_rounds: int, seconds: float) -
     """Times the automatic pick and every engine that can do a case, in turn."""
     call = OURS.prepare(case, make_operands(case))
     pick = "+".join(_engines_of(call, AUTOMATIC))
-    able = [engine for engine in ENGINES if _engines_of(call, engine) == (engine,)]
+    rows = torch.ops.unfoldconv.engines(case.device.type == "cuda").split()
+    able = [engine for engine in rows if _engines_of(call, engine) == (engine,)]
     names = (AUTOMATIC, *able)
     runs = [_forced_run(call, name) for name in names]
     try:
@@ -158,7 +158,7 @@ def _line(comparison: Comparison) -> str:
     picked, best = (comparison.seconds[name].median * 1e3 for name in (AUTOMATIC, comparison.best))
     return (
         f"{case.problem.name:<20} {case.dtype.name:<5} {SHORT_FORMAT[case.memory_format]:<6} {case.pass_:<11} "
-        f"{comparison.pick:<10} {comparison.best:<10} {picked:9.3f} {best:9.3f} "
+        f"{comparison.pick:<21} {comparison.best:<21} {picked:9.3f} {best:9.3f} "
         f"{ratio.median:8.2f} [{ratio.q1:5.2f}, {ratio.q3:5.2f}]"
     )
 

@@ -23,7 +23,7 @@ def enabled() -> Iterator[None]:
 
 def engines(*arguments: Tensor, **window: int) -> set[str]:
     (op,) = uc.explain(uc.conv2d, *arguments, **window).ops
-    return {step.engine for step in op.steps}
+    return {step.family for step in op.steps}
 
 
 @pytest.mark.parametrize("name", COMPUTATIONS)

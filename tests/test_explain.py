@@ -30,11 +30,11 @@ def test_numbers_of_a_convolution() -> None:
 def test_the_engine_follows_the_memory_format_and_the_dtype() -> None:
     x, w = operands()
     last = torch.channels_last
-    assert uc.explain(uc.conv2d, x, w).ops[0].steps[0].engine == "positions"
-    assert uc.explain(uc.conv2d, x.to(memory_format=last), w).ops[0].steps[0].engine == "channels"
+    assert uc.explain(uc.conv2d, x, w).ops[0].steps[0].family == "positions"
+    assert uc.explain(uc.conv2d, x.to(memory_format=last), w).ops[0].steps[0].family == "channels"
     few, large = torch.ones(1, 64, 1, 1).to(memory_format=last), torch.ones(32, 64, 1, 1)
-    assert uc.explain(uc.conv2d, few, large).ops[0].steps[0].engine == "positions"
-    assert uc.explain(uc.conv2d, x.long(), w.long()).ops[0].steps[0].engine == "columns"
+    assert uc.explain(uc.conv2d, few, large).ops[0].steps[0].family == "positions"
+    assert uc.explain(uc.conv2d, x.long(), w.long()).ops[0].steps[0].family == "columns"
 
 
 def test_gradients_are_explained_where_they_are_wanted() -> None:
@@ -84,7 +84,7 @@ def test_the_table_names_every_op_and_engine() -> None:
     x, w = operands()
     text = str(uc.explain(uc.conv2d, x, w))
     assert text.startswith("conv: ")
-    assert "positions, tile " in text
+    assert "positions.gathered, tile " in text
     assert str(uc.explain(torch.relu, x)) == "no op of unfoldconv"
 
 
@@ -95,7 +95,7 @@ def test_an_engine_can_be_forced(engine: str) -> None:
     ops = torch.ops.unfoldconv
     ops.force_engine(engine)
     try:
-        assert uc.explain(uc.conv2d, x, w).ops[0].steps[0].engine == engine
+        assert uc.explain(uc.conv2d, x, w).ops[0].steps[0].family == engine
         torch.testing.assert_close(uc.conv2d(x, w), expected)
     finally:
         ops.force_engine("automatic")

@@ -12,12 +12,25 @@ from ._binding import NAMESPACE
 
 
 @dataclass(frozen=True)
+class Considered:
+    """An engine that was asked.
+
+    Attributes:
+        engine: Its name.
+        reason: Why it declines, in words; None if it could have run.
+    """
+
+    engine: str
+    reason: str | None
+
+
+@dataclass(frozen=True)
 class Step:
     """One use of an engine.
 
     Attributes:
-        engine: `columns`, `positions`, `channels`, `depthwise` or `grouped`; on CUDA `columns`, `implicit_gemm`,
-            `depthwise`, `grouped` or `stem`.
+        engine: The row of the engine tables that runs, such as `positions.lines`: the name of its family and its own.
+            `torch.ops.unfoldconv.engines` has all names.
         tile: Rows x lanes that the micro-kernel holds in registers; on CUDA what a block computes, rows x positions (or
             terms), or rows x columns of positions of a plane; empty where the engine has neither.
         tasks: Into how many parts the work is cut, on CUDA blocks; the same for any number of threads.
@@ -26,6 +39,8 @@ class Step:
         why: The reason for the engine.
         phases: How many phases of the stride are computed together, on CUDA by one launch of at most twelve.
         splits: Of how many tasks the longest sums are, on CUDA; a second pass adds what each has summed, in order.
+        considered: Every engine of the table in the order in which they are asked, the one that runs among them; of
+            the first phase of an input gradient also those that would compute it as a whole. Empty unless asked for.
     """
 
     engine: str
@@ -36,6 +51,12 @@ class Step:
     why: str
     phases: int = 1
     splits: int = 1
+    considered: tuple[Considered, ...] = ()
+
+    @property
+    def family(self) -> str:
+        """`columns`, `positions`, `channels`, `depthwise` or `grouped`; on CUDA also `implicit_gemm` or `stem`."""
+        return self.engine.partition(".")[0]
 
 
 @dataclass(frozen=True)
@@ -75,10 +96,14 @@ class Explanation:
                     f"  {step.engine}{tile}, {step.tasks} tasks, workspace {step.thread_bytes} bytes a thread"
                     f" + {step.shared_bytes}: {step.why}"
                 )
+                chosen = [other.engine for other in step.considered if other.reason is None][:1]
+                for other in step.considered:
+                    said = other.reason or ("runs" if other.engine in chosen else "would take it too")
+                    lines.append(f"    {other.engine}: {said}")
         return "\n".join(lines) or "no op of unfoldconv"
 
 
-def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+def explain(function: Callable[..., Any], *args: Any, considered: bool = False, **kwargs: Any) -> Explanation:
     """Says what a call's convolutions, unfolds and folds would do, and those of its gradients where they are wanted.
 
     The call is gone through without any of them being computed, so `function` may be a convolution, a module of them,
@@ -88,6 +113,7 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
     Args:
         function: What is called, such as `unfoldconv.conv2d` or a module.
         *args: Its arguments.
+        considered: Whether to ask every engine, also those after the one that runs, and to tell why each declines.
         **kwargs: Its keyword arguments.
 
     Returns:
@@ -98,9 +124,12 @@ def explain(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanat
         >>> report = uc.explain(uc.conv2d, torch.ones(1, 64, 56, 56), torch.ones(64, 64, 3, 3), padding=1)
         >>> report.ops[0].name, report.ops[0].flops
         ('conv', 231211008)
+        >>> report = uc.explain(uc.conv2d, torch.ones(1, 3, 8, 8), torch.ones(8, 3, 3, 3), considered=True)
+        >>> [(other.engine, other.reason) for other in report.ops[0].steps[0].considered if other.engine == "columns"]
+        [('columns', None)]
     """
     ops = getattr(torch.ops, NAMESPACE)
-    ops.begin_report(False)
+    ops.begin_report(considered)
     try:
         # Reports are of one thread, so the backward pass must run in this one.
         with torch.autograd.set_multithreading_enabled(False):
@@ -126,13 +155,17 @@ def _tensors(tree: Any) -> Iterable[Tensor]:
 
 def _parse(text: str) -> tuple[Op, ...]:
     ops: list[Op] = []
+    considered: list[Considered] = []
     for line in text.splitlines():
         kind, *fields = line.split("\t")
         facts = dict(field.split("=", 1) for field in fields)
         if kind == "op":
             ops.append(Op(facts["name"], int(facts["flops"]), int(facts["bytes"]), ()))
+        elif kind == "considered":
+            considered.append(Considered(facts["name"], facts["reason"] or None))
         else:
             numbers = {name: int(facts[name]) for name in _NUMBERS}
-            step = Step(facts["name"].partition(".")[0], facts["tile"], why=facts["why"], **numbers)
+            step = Step(facts["name"], facts["tile"], why=facts["why"], considered=tuple(considered), **numbers)
+            considered.clear()
             ops[-1] = Op(ops[-1].name, ops[-1].flops, ops[-1].bytes, (*ops[-1].steps, step))
     return tuple(ops)

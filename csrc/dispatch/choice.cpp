@@ -74,10 +74,11 @@ Trial::Trial(const char* engine) : former_(std::exchange(tried, engine)) {}
 
 Trial::~Trial() { tried = former_; }
 
-bool may_use(const char* engine, const char* family) {
-  const char* const choice = forced.load(std::memory_order_relaxed);
-  const std::string_view chosen = choice != nullptr ? choice : tried != nullptr ? tried : std::string_view();
-  return chosen.empty() || chosen == engine || chosen == family;
+const char* excluded_by_choice(const char* engine, const char* family) {
+  const auto other = [&](std::string_view chosen) { return chosen != engine && chosen != family; };
+  if (const char* const choice = forced.load(std::memory_order_relaxed))
+    return other(choice) ? "another engine is forced" : nullptr;
+  return tried != nullptr && other(tried) ? "another engine was the fastest in trials" : nullptr;
 }
 
 }  // namespace unfoldconv

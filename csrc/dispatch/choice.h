@@ -27,7 +27,7 @@ class Trial {
   const char* former_;
 };
 
-// Whether the choice is free, or fell on this engine or its family.
-bool may_use(const char* engine, const char* family);
+// Says in words that the choice fell on another engine or family, or null.
+const char* excluded_by_choice(const char* engine, const char* family);
 
 }  // namespace unfoldconv

@@ -44,7 +44,7 @@ bool contiguous_taps(const Tensor& weight) {
 
 template <class F>
 bool legacy(const char* name, const F& f) {
-  if (!may_use(name, name)) return false;
+  if (excluded_by_choice(name, name)) return false;
   Report* const report = Report::wanted();
   if (report == nullptr) return f();
   LegacyReport own;
@@ -80,7 +80,7 @@ void correlate_phases(const Call& call, const InputGrad<3>& whole) {
   const Planes<3>& input = whole.grad_input;
   Planes<3> weights = whole.weight;
   std::optional<cpu::TurnedWeight<3>> turned;
-  if (!call.place.cuda && !may_overflow_index(geometry) && may_use("positions", "positions"))
+  if (!call.place.cuda && !may_overflow_index(geometry) && excluded_by_choice("positions", "positions") == nullptr)
     turned = cpu::turned_weight<3>(weights, geometry, whole.grad_output, call.like);
   if (turned) weights = turned->planes;
   const int64_t longest_run = longest_shared_run(call.place, whole.rank, input.layout.count[2], weights.dtype);

@@ -50,7 +50,7 @@ template <class Problem>
 const char* ask(const Engine<Problem>& engine, bool fallback, const Problem& problem, const OneImage<Problem>& image,
                 const Call& call, JobSlot& slot) {
   if (!fallback) {
-    if (!may_use(engine.name, engine.family)) return "another engine is forced";
+    if (const char* reason = excluded_by_choice(engine.name, engine.family)) return reason;
     if (sums_nothing(*image)) return "empty reductions fall through to the columns engine";
     if (may_overflow_index(image->geometry)) return "windows reach so far that products of sizes may overflow";
   }
@@ -73,7 +73,8 @@ bool run_first(std::span<const Engine<Problem>> engines, bool has_fallback, cons
   std::optional<View> merged;
   JobSlot slot;
   Report* const report = Report::wanted();
-  bool done = false;
+  const char* chosen = nullptr;
+  Plan plan;
   for (const Engine<Problem>& engine : engines) {
     if (engine.merges_axes && !merged) {
       Problem copy = problem;
@@ -84,16 +85,16 @@ bool run_first(std::span<const Engine<Problem>> engines, bool has_fallback, cons
     const char* const reason = engine.merges_axes ? ask(engine, fallback, merged->problem, merged->image, call, slot)
                                                   : ask(engine, fallback, problem, image, call, slot);
     if (report != nullptr && report->considered()) report->consider(engine.name, reason);
-    if (reason != nullptr || done) continue;
-    done = true;
+    if (reason != nullptr || chosen != nullptr) continue;
     if (report == nullptr) {
       run_job(call, slot.job());
       return true;
     }
-    report->engine(engine.name, slot.job().plan());
-    if (!report->considered()) return true;
+    chosen = engine.name, plan = slot.job().plan();
+    if (!report->considered()) break;
   }
-  return done;
+  if (chosen != nullptr) report->engine(chosen, plan);
+  return chosen != nullptr;
 }
 
 }  // namespace unfoldconv
