@@ -1,16 +1,18 @@
-"""The examples of the docstrings run, and every public name has one or refers to one."""
+"""The examples of the docstrings run, every public name has one or refers to one, and files that are named are there."""
 
 import doctest
 import importlib
 import inspect
 import pkgutil
 import re
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 import unfoldconv as uc
 
+ROOT = Path(uc.__file__).resolve().parents[1]
 MODULES = [name for _, name, _ in pkgutil.walk_packages(uc.__path__, "unfoldconv.") if name != "unfoldconv._C"]
 PUBLIC_MODULES = [uc, uc.functional, uc.modules, uc.jit, uc.onnx, uc.reference]
 
@@ -58,3 +60,11 @@ def test_help_tells_shapes_defaults_and_errors(name: str) -> None:
         assert entry.startswith(f"{parameter.name}: ")
         if parameter.default is not inspect.Parameter.empty:
             assert re.search(rf"Default: {re.escape(repr(parameter.default))}\.$", entry), entry
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_files_that_are_named_are_there(document: str) -> None:
+    text = (ROOT / document).read_text()
+    named = set(re.findall(r"(?<![\w/.-])(?:csrc|unfoldconv|tests|benchmarks|examples|docs)/[\w/.-]*\w", text))
+    assert named
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []

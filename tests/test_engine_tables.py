@@ -26,9 +26,8 @@ NEVER_PICKED = {
 
 
 def explained(function: Any, *arguments: Any, considered: bool = False) -> tuple[Any, ...]:
-    """The steps of the only op of a call."""
-    (found,) = uc.explain(function, *arguments, considered=considered).ops
-    return found.steps
+    """The steps of a call of an op; none where there is nothing to compute."""
+    return tuple(step for found in uc.explain(function, *arguments, considered=considered).ops for step in found.steps)
 
 
 def arranged(name: str, case: Case, dtype: torch.dtype) -> Iterator[list[Tensor | None]]:
