@@ -81,6 +81,13 @@ const char* excluded_by_choice(const char* engine, const char* family) {
   return tried != nullptr && other(tried) ? "another engine was the fastest in trials" : nullptr;
 }
 
+bool is_family_excluded(const char* family) {
+  const char* choice = forced.load(std::memory_order_relaxed);
+  if (choice == nullptr) choice = tried;
+  const std::string_view chosen = choice != nullptr ? choice : family;
+  return chosen.substr(0, chosen.find('.')) != family;
+}
+
 }  // namespace unfoldconv
 
 STABLE_TORCH_LIBRARY_FRAGMENT(UNFOLDCONV_NAMESPACE, library) {

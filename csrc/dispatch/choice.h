@@ -30,4 +30,7 @@ class Trial {
 // Says in words that the choice fell on another engine or family, or null.
 const char* excluded_by_choice(const char* engine, const char* family);
 
+// Whether the choice fell on an engine of another family.
+bool is_family_excluded(const char* family);
+
 }  // namespace unfoldconv

@@ -9,10 +9,6 @@
 namespace unfoldconv {
 namespace {
 
-template <bool (*f)(const Correlation<3>&)>
-bool correlate(const Place&, const Correlation<3>& problem) {
-  return f(problem);
-}
 template <bool (*f)(const InputGrad<3>&)>
 bool input_grad(const Place&, const InputGrad<3>& problem) {
   return f(problem);
@@ -29,16 +25,6 @@ bool weight_columns(const Place& place, const WeightGrad<3>& problem) {
   weight_sums_by_columns_of_rank(place, problem);
   return true;
 }
-bool wanted(const Correlation<3>& problem) {
-  const bool input_adjoins = problem.image.layout.stride[2] == 1 || problem.channels() == 1;
-  const bool output_adjoins = problem.output.layout.stride[2] == 1 || problem.rows() == 1;
-  return input_adjoins && (problem.channels() > 1 || output_adjoins);
-}
-bool few(const Correlation<3>& problem) {
-  return wanted(problem) && cpu::few_positions(problem) && cpu::correlate_positions(problem);
-}
-bool channels(const Correlation<3>& problem) { return wanted(problem) && cpu::correlate_channels(problem); }
-
 bool fold(const InputGrad<3>& problem, bool (*f)(const InputGrad<3>&)) {
   if (problem.grad_input.layout.count[1] > 1 || problem.grad_output.layout.count[2] < 2) return false;
   if (problem.grad_input.layout.plane_numel() * problem.geometry.image_numel() == 0) return false;
@@ -69,13 +55,13 @@ using I = InputGrad<3>;
 using W = WeightGrad<3>;
 
 constexpr CorrelateEngine kCorrelate[] = {
-    {"channels.strips", "channels", true, nullptr, plan_legacy<C, correlate<cpu::correlate_strips>>},
+    {"channels.strips", "channels", true, cpu::decline_strips, cpu::plan_strips},
     {"positions.lines", "positions", true, cpu::decline_lines, cpu::plan_lines},
-    {"positions.few", "positions", true, nullptr, plan_legacy<C, correlate<few>>},
-    {"channels.patches", "channels", true, nullptr, plan_legacy<C, correlate<channels>>},
-    {"positions.planes", "positions", true, nullptr, plan_legacy<C, correlate<cpu::correlate_planes>>},
-    {"positions.transposed", "positions", true, nullptr, plan_legacy<C, correlate<cpu::correlate_turned>>},
-    {"positions.gathered", "positions", true, nullptr, plan_legacy<C, correlate<cpu::correlate_positions>>},
+    {"positions.few", "positions", true, nullptr, cpu::plan_few_positions},
+    {"channels.patches", "channels", true, cpu::decline_channels, cpu::plan_channels},
+    {"positions.planes", "positions", true, cpu::decline_planes, cpu::plan_planes},
+    {"positions.transposed", "positions", true, cpu::decline_transposed, cpu::plan_transposed},
+    {"positions.gathered", "positions", true, cpu::decline_positions, cpu::plan_positions},
     {"columns", "columns", false, nullptr, plan_legacy<C, correlate_columns>},
 };
 

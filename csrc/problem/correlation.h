@@ -28,6 +28,11 @@ struct Correlation {
   int64_t rows() const { return output.layout.count[2]; }  // of one variant and group
   int64_t channels() const { return image.layout.count[2]; }
   int64_t variants() const { return Geometry<Rank>::product(run); }
+  // Multiplications and additions of all outputs, those with padding included.
+  double flops() const {
+    return 2. * batch() * groups() * variants() * rows() * channels() * geometry.position_numel() *
+           geometry.tap_numel();
+  }
 
   Planes<Rank> weight_of(int64_t variant) const { return weight.shifted(offset(variant, weight_step)); }
   Planes<Rank> output_of(int64_t variant) const { return output.shifted(offset(variant, output_step)); }

@@ -19,6 +19,7 @@ struct Plan {
   int64_t tasks = 0;                      // parts that threads take, on CUDA blocks
   int64_t thread_bytes = 0;               // workspace of each thread, on CUDA of the op
   int64_t shared_bytes = 0;               // beside it: packed weights, partial sums
+  int64_t copied_bytes = 0;               // of a copy of the weight that was made before, for this and other jobs
   bool serial = false;                    // too little work for a second thread
   int64_t phases = 1, splits = 1;         // on CUDA: of a stride, in one launch; tasks that add to the longest sums
 };

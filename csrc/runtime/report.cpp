@@ -40,7 +40,7 @@ void Report::consider(const char* engine, const char* reason) {
 void Report::engine(const char* name, const Plan& plan) {
   const std::string tile = plan.tile_rows ? std::to_string(plan.tile_rows) + "x" + std::to_string(plan.tile_lanes) : "";
   text_ += "engine" + field("name", name) + field("tile", tile) + field("tasks", plan.tasks) +
-           field("thread_bytes", plan.thread_bytes) + field("shared_bytes", plan.shared_bytes) +
+           field("thread_bytes", plan.thread_bytes) + field("shared_bytes", plan.shared_bytes + plan.copied_bytes) +
            field("phases", plan.phases) + field("splits", plan.splits) + field("why", plan.why) + "\n";
 }
 

@@ -4,69 +4,19 @@
 // block of positions, counted over all images, of one group, and some panels. The tile kernel reads patches where they
 // lie: the channels of one tap are a run. Patches of few channels, and of dtypes that have to be widened, are copied
 // into lines first, so that a sum is a single run.
+#include "cpu/correlate/channels_plan.h"
 #include "cpu/correlate/correlate_engines.h"
 #include "cpu/correlate/patch_lines.h"
 #include "cpu/shared/positions.h"
-#include "cpu/shared/tap_chunks.h"
 #include "cpu/shared/terms.h"
-#include "runtime/workspace.h"
 
 namespace unfoldconv::cpu {
 namespace {
 
-constexpr int64_t kBlockPositions = 192;  // of a task
-constexpr int64_t kFewChannels = 8;       // fewer make runs that are not worth their set-up
-
-// How a problem is cut up.
-struct Plan {
-  int64_t terms;     // of a sum
-  bool gathered;     // into lines
-  bool dots;         // few rows: neighbouring terms are in the lanes instead
-  TapChunks chunks;  // of a sum; one that is gathered has the terms of a single tap
-  int64_t rows, panel_rows, panels, block_panels, panel_blocks;
-  int64_t tile_rows, block_positions, position_blocks;
-};
-
-template <class Terms, int Rank>
-Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
-  using T = typename Terms::T;
-  const int64_t limit = workspace_limit().cpu, taps = problem.geometry.tap_numel(), channels = problem.channels();
-  Plan plan;
-  plan.tile_rows = terms.tiles.rows;
-  plan.terms = Terms::count(channels * taps);
-  plan.gathered = (!std::is_same_v<T, typename Terms::From> && Terms::kHalves == 1) || channels % Terms::kHalves != 0 ||
-                  channels < kFewChannels;
-  plan.rows = problem.variants() * problem.rows();
-  plan.dots = plan.rows <= kDotColumns && terms.tiles.dots[0] != nullptr;
-  const int64_t most_terms = plan.dots || plan.gathered ? plan.terms : kChunkTerms;
-  const int64_t tap_terms = plan.gathered ? plan.terms : channels / Terms::kHalves;
-  const int64_t sums = plan.gathered ? 1 : taps;  // runs of tap_terms
-  plan.chunks = {sums, tap_terms, most_terms, terms.tiles.depth};
-
-  plan.panel_rows = plan.dots ? plan.rows : terms.most_lanes();
-  plan.panels = ceil_div(plan.rows, plan.panel_rows);
-
-  // What a position takes: its line, or its share of runs.
-  const int64_t run_bytes = sizeof(Run<T>) / plan.tile_rows + sizeof(const T*) + 1;
-  const int64_t position_bytes =
-      plan.gathered ? plan.terms * static_cast<int64_t>(sizeof(T)) : sums * plan.chunks.per_tap * run_bytes;
-  const int64_t positions = problem.batch() * problem.geometry.position_numel();
-  const int64_t room =
-      std::max<int64_t>(1, limit / 2 / std::max<int64_t>(1, position_bytes) / plan.tile_rows) * plan.tile_rows;
-  const int64_t most = std::min(room, kBlockPositions);
-  plan.position_blocks = ceil_div(positions, most);
-  plan.block_positions = round_up(ceil_div(positions, plan.position_blocks), plan.tile_rows);
-  plan.position_blocks = ceil_div(positions, plan.block_positions);
-  plan.panel_blocks =
-      std::clamp<int64_t>(ceil_div(kTasksPerProblem, plan.position_blocks * problem.groups()), 1, plan.panels);
-  plan.block_panels = ceil_div(plan.panels, plan.panel_blocks);
-  plan.panel_blocks = ceil_div(plan.panels, plan.block_panels);
-  return plan;
-}
-
 // The weight as [groups][panels][terms][lanes of the panel].
 template <class Terms, int Rank>
-void pack_weight(const Terms& terms, const Correlation<Rank>& problem, const Plan& plan, typename Terms::T* packed) {
+void pack_weight(const Terms& terms, const Correlation<Rank>& problem, const ChannelsPlan& plan,
+                 typename Terms::T* packed) {
   using T = typename Terms::T;
   using From = typename Terms::From;
   const auto& layout = problem.weight.layout;
@@ -123,7 +73,7 @@ void pack_weight(const Terms& terms, const Correlation<Rank>& problem, const Pla
 
 // The weight as lines [groups][rows][terms], for dots.
 template <class Terms, int Rank>
-void pack_weight_lines(const Terms& terms, const Correlation<Rank>& problem, const Plan& plan,
+void pack_weight_lines(const Terms& terms, const Correlation<Rank>& problem, const ChannelsPlan& plan,
                        typename Terms::T* packed) {
   using T = typename Terms::T;
   using From = typename Terms::From;
@@ -159,10 +109,10 @@ struct Buffers {
 
 // Runs of one tile for every chunk; returns where the next tile's begin.
 template <class Terms, int Rank>
-Run<typename Terms::T>* list_runs(const Correlation<Rank>& problem, const Plan& plan, const typename Terms::From* image,
-                                  const Tap<Rank>* taps, const Position<Rank>* positions, int64_t rows,
-                                  const Buffers<Terms, Rank>& buffers, int32_t* run_ends,
-                                  Run<typename Terms::T>* runs) {
+Run<typename Terms::T>* list_runs(const Correlation<Rank>& problem, const ChannelsPlan& plan,
+                                  const typename Terms::From* image, const Tap<Rank>* taps,
+                                  const Position<Rank>* positions, int64_t rows, const Buffers<Terms, Rank>& buffers,
+                                  int32_t* run_ends, Run<typename Terms::T>* runs) {
   using T = typename Terms::T;
   const int64_t tap_count = problem.geometry.tap_numel(), tap_terms = problem.channels() / Terms::kHalves;
   const int64_t block_taps = taps_of_block<T>(tap_terms);
@@ -194,166 +144,196 @@ Run<typename Terms::T>* list_runs(const Correlation<Rank>& problem, const Plan& 
   return runs;
 }
 
-template <class Terms, int Rank>
-bool run(const Terms& terms, const Correlation<Rank>& problem) {
+template <class Terms>
+class ChannelsJob final : public TaskJob<ChannelsJob<Terms>> {
   using T = typename Terms::T;
   using From = typename Terms::From;
   using Sum = typename Terms::Sum;
-  const Plan plan = plan_of(terms, problem);
-  const Geometry<Rank>& geometry = problem.geometry;
-  const PlaneLayout<Rank>& output = problem.output.layout;
-  const int64_t groups = problem.groups(), variants = problem.variants(), rows = problem.rows();
-  const int64_t taps = geometry.tap_numel(), positions = problem.batch() * geometry.position_numel();
-  const int64_t padded_rows = plan.dots ? plan.rows : terms.width(plan.rows);
-  const int64_t tiles = plan.block_positions / plan.tile_rows;
-  const int64_t runs = plan.gathered ? 1 : taps * plan.chunks.per_tap;
-  const bool dense_rows =
-      geometry.dilation[Rank - 1] == 1 && problem.image.layout.axis_stride[Rank - 1] == problem.channels();
-  PatchRows<Rank> patch_rows{dense_rows ? std::max<int64_t>(1, geometry.kernel[Rank - 1]) : 1, 0, nullptr};
-  patch_rows.count = taps / patch_rows.taps;
+  using Own = Buffers<Terms, 3>;
 
-  const auto carve = [&](Carver& carver) {
-    return Buffers<Terms, Rank>{
-        carver.take<T>(plan.gathered ? plan.block_positions * plan.terms + kLinesSlack / sizeof(T) : 0),
-        carver.take<T>(plan.gathered ? 0 : plan.chunks.channels),
-        carver.take<Sum>(plan.block_positions * plan.panel_rows),
-        carver.take<Position<Rank>>(plan.block_positions),
-        carver.take<Position<Rank>>(plan.gathered ? 0 : plan.block_positions),
-        carver.take<int64_t>(plan.gathered ? 0 : plan.block_positions),
-        carver.take<Run<T>>(tiles * runs + 1),
-        carver.take<const T*>((tiles * runs + 1) * plan.tile_rows),
-        carver.take<int32_t>(tiles * plan.chunks.count)};
-  };
-  Carver count;
-  carve(count);
-  if (count.bytes() > workspace_limit().cpu) return false;
+ public:
+  ChannelsJob(const Terms& terms, const Correlation<3>& problem)
+      : terms_(terms),
+        problem_(problem),
+        cut_(plan_of(terms, problem)),
+        positions_(problem.batch() * problem.geometry.position_numel()),
+        padded_rows_(cut_.dots ? cut_.rows : terms.width(cut_.rows)) {
+    const Geometry<3>& geometry = problem.geometry;
+    const bool dense_rows = geometry.dilation[2] == 1 && problem.image.layout.axis_stride[2] == problem.channels();
+    patch_rows_ = {dense_rows ? std::max<int64_t>(1, geometry.kernel[2]) : 1, 0, nullptr};
+    patch_rows_.count = geometry.tap_numel() / patch_rows_.taps;
 
-  // What all tasks read: the packed weight, the bias and the taps.
-  const auto carve_shared = [&](Carver& carver) {
-    return std::make_tuple(carver.take<T>(groups * plan.terms * padded_rows + 1),  // pack.line fills up the last Pair
-                           carver.take<Sum>(problem.bias ? groups * padded_rows : 0), carver.take<Tap<Rank>>(taps),
-                           carver.take<int64_t>(patch_rows.count));
-  };
-  Carver shared_count;
-  carve_shared(shared_count);
-  if (LegacyReport* const report = LegacyReport::wanted()) {
-    report->engine(
-        terms.tile_name(std::min(plan.panel_rows, padded_rows)), plan.position_blocks * groups * plan.panel_blocks,
-        count.bytes(), shared_count.bytes(),
-        plan.gathered
-            ? "channels adjoin in memory; patches are copied into lines, being of few channels or another type"
-            : "channels adjoin in memory: patches are read where they lie");
-    return true;
+    Plan& plan = this->plan_;
+    plan.why = cut_.gathered
+                   ? "channels are neighbours in memory; patches are copied into lines, being of few channels "
+                     "or another type"
+                   : "channels are neighbours in memory: patches are read where they lie";
+    plan.tile_rows = terms.tiles.rows;
+    plan.tile_lanes = std::min(cut_.panel_rows, padded_rows_);
+    plan.tasks = cut_.position_blocks * problem.groups() * cut_.panel_blocks;
+    plan.serial = problem.flops() < kSerialFlops;
+    this->measure();
   }
-  const Scratch shared(shared_count.bytes(), *problem.like);
-  Carver shared_carver(shared.data_ptr());
-  const auto [packed, bias, tap_list, row_offsets] = carve_shared(shared_carver);
-  if (plan.dots)
-    pack_weight_lines(terms, problem, plan, packed);
-  else
-    pack_weight(terms, problem, plan, packed);
-  if (problem.bias) widen_bias<Terms>(problem.bias, groups, variants, rows, padded_rows, bias);
-  list_taps<Rank>(geometry, problem.image.layout.axis_stride, tap_list);
-  for (int64_t row = 0; row < patch_rows.count; ++row) row_offsets[row] = tap_list[row * patch_rows.taps].offset;
-  patch_rows.offset = row_offsets;
-  const bool lines = std::is_same_v<Sum, From> && variants == 1 && output.stride[2] == 1;
 
-  const bool serial = 2. * positions * groups * plan.rows * problem.channels() * taps < kSerialFlops;
-  run_tasks(plan.position_blocks * groups * plan.panel_blocks, serial, *problem.like, carve,
-            [&](int64_t task, const auto& buffers) {
-              const TileScope<T> scope(terms.tiles);
-              const int64_t first_panel = task % plan.panel_blocks * plan.block_panels;
-              const int64_t end_panel = std::min(plan.panels, first_panel + plan.block_panels);
-              const int64_t group = task / plan.panel_blocks % groups;
-              const int64_t first = task / plan.panel_blocks / groups * plan.block_positions;
-              const int64_t block = std::min(plan.block_positions, positions - first);
-              const From* const image =
-                  reinterpret_cast<const From*>(problem.image.data) + group * problem.image.layout.stride[1];
-              locate_positions(first, block, problem, plan.gathered ? buffers.positions : buffers.located);
-              if (plan.gathered) {
-                gather_lines(terms, problem, image, tap_list, patch_rows, buffers.positions, block, plan.terms,
-                             buffers.lines);
-              } else {
-                group_by_taps(geometry, buffers.located, block, buffers.missed, buffers.positions);
-                std::fill_n(buffers.zeros, plan.chunks.channels, T{});
-              }
-              auto* next = buffers.runs;
-              for (int64_t position = 0, tile = 0; position < block; position += plan.tile_rows, ++tile) {
-                const int64_t tile_rows = std::min(plan.tile_rows, block - position);
-                if (plan.gathered) {
-                  const auto** const run_rows = buffers.run_rows + (next - buffers.runs) * plan.tile_rows;
-                  for (int64_t i = 0; i < tile_rows; ++i) run_rows[i] = buffers.lines + (position + i) * plan.terms;
-                  *next++ = {run_rows, 0, plan.terms, true};
-                  buffers.run_ends[tile] = static_cast<int32_t>(next - buffers.runs);
-                } else {
-                  next = list_runs<Terms, Rank>(problem, plan, image, tap_list, buffers.positions + position, tile_rows,
-                                                buffers, buffers.run_ends + tile * plan.chunks.count, next);
-                }
-              }
+  Own buffers(Carver& carver) const {
+    const bool gathered = cut_.gathered;
+    const int64_t block = cut_.block_positions, tiles = block / cut_.tile_rows;
+    const int64_t runs = tiles * (gathered ? 1 : problem_.geometry.tap_numel() * cut_.chunks.per_tap) + 1;
+    return {carver.take<T>(gathered ? block * cut_.terms + kLinesSlack / sizeof(T) : 0),
+            carver.take<T>(gathered ? 0 : cut_.chunks.channels),
+            carver.take<Sum>(block * cut_.panel_rows),
+            carver.take<Position<3>>(block),
+            carver.take<Position<3>>(gathered ? 0 : block),
+            carver.take<int64_t>(gathered ? 0 : block),
+            carver.take<Run<T>>(runs),
+            carver.take<const T*>(runs * cut_.tile_rows),
+            carver.take<int32_t>(tiles * cut_.chunks.count)};
+  }
 
-              for (int64_t panel = first_panel; panel < end_panel; ++panel) {
-                const int64_t row = panel * plan.panel_rows, lanes = std::min(plan.panel_rows, plan.rows - row);
-                const int64_t width = plan.dots ? lanes : terms.width(lanes);
-                const T* const weight = packed + group * plan.terms * padded_rows + plan.terms * row;
-                for (int64_t chunk = 0; chunk < plan.chunks.count; ++chunk) {
-                  for (int64_t position = 0, tile = 0; position < block; position += plan.tile_rows, ++tile) {
-                    const int64_t tile_rows = std::min(plan.tile_rows, block - position);
-                    const Position<Rank>* const at = buffers.positions + position;
-                    const int64_t end = tile * plan.chunks.count + chunk;
-                    const int32_t begin = end ? buffers.run_ends[end - 1] : 0;
-                    TileArguments<T> arguments{buffers.runs + begin,
-                                               buffers.run_ends[end] - begin,
-                                               0,
-                                               weight,
-                                               plan.dots ? 1 : width,
-                                               plan.dots ? plan.terms : width,
-                                               buffers.sums + position * width,
-                                               width,
-                                               Start::zero,
-                                               nullptr};
-                    const int64_t step = tile_rows > 1 ? at[1].output_offset - at[0].output_offset : 0;
-                    bool direct = lines && lanes == width;
-                    for (int64_t i = 2; i < tile_rows; ++i)
-                      direct &= at[i].output_offset - at[i - 1].output_offset == step;
-                    if (direct) {
-                      arguments.c = reinterpret_cast<Sum*>(problem.output.data) + group * output.stride[1] + row +
-                                    at[0].output_offset;
-                      arguments.c_step = step;
-                    }
-                    if (chunk > 0) {
-                      arguments.start = Start::sum;
-                    } else if (problem.bias) {
-                      arguments.start = Start::lane_bias;
-                      arguments.bias = bias + group * padded_rows + row;
-                    }
-                    if (plan.dots)
-                      terms.dots(lanes)(arguments, static_cast<int>(tile_rows));
-                    else
-                      terms.multiply(width, tile_rows, arguments);
-                    if (direct || chunk < plan.chunks.count - 1) continue;
-                    for (int64_t lane = 0; lane < lanes;) {
-                      const int64_t variant = (row + lane) / rows, row_of_group = (row + lane) % rows;
-                      const int64_t length = std::min(lanes - lane, rows - row_of_group);
-                      From* const target = reinterpret_cast<From*>(problem.output_of(variant).data) +
-                                           group * output.stride[1] + row_of_group * output.stride[2];
-                      for (int64_t i = 0; i < tile_rows; ++i)
-                        terms.pack.store(arguments.c + i * width + lane, target + at[i].output_offset, output.stride[2],
-                                         length);
-                      lane += length;
-                    }
-                  }
-                }
-              }
-            });
-  return true;
-}
+  void share(Carver& carver) {
+    const int64_t groups = problem_.groups();
+    packed_ = carver.take<T>(groups * cut_.terms * padded_rows_ + 1);  // pack.line fills up the last Pair
+    bias_ = carver.take<Sum>(problem_.bias ? groups * padded_rows_ : 0);
+    taps_ = carver.take<Tap<3>>(problem_.geometry.tap_numel());
+    row_offsets_ = carver.take<int64_t>(patch_rows_.count);
+  }
+
+  void fill(const Call&) {
+    if (cut_.dots)
+      pack_weight_lines(terms_, problem_, cut_, packed_);
+    else
+      pack_weight(terms_, problem_, cut_, packed_);
+    if (problem_.bias)
+      widen_bias<Terms>(problem_.bias, problem_.groups(), problem_.variants(), problem_.rows(), padded_rows_, bias_);
+    list_taps<3>(problem_.geometry, problem_.image.layout.axis_stride, taps_);
+    for (int64_t row = 0; row < patch_rows_.count; ++row) row_offsets_[row] = taps_[row * patch_rows_.taps].offset;
+    patch_rows_.offset = row_offsets_;
+  }
+
+  void run_task(const Call&, int64_t task, const Own& own) const {
+    const TileScope<T> scope(terms_.tiles);
+    const int64_t first_panel = task % cut_.panel_blocks * cut_.block_panels;
+    const int64_t end_panel = std::min(cut_.panels, first_panel + cut_.block_panels);
+    const int64_t group = task / cut_.panel_blocks % problem_.groups();
+    const int64_t first = task / cut_.panel_blocks / problem_.groups() * cut_.block_positions;
+    const int64_t block = std::min(cut_.block_positions, positions_ - first);
+    place_block(group, first, block, own);
+    for (int64_t panel = first_panel; panel < end_panel; ++panel)
+      for (int64_t chunk = 0; chunk < cut_.chunks.count; ++chunk)
+        for (int64_t position = 0, tile = 0; position < block; position += cut_.tile_rows, ++tile)
+          multiply(group, panel, chunk, tile, position, std::min(cut_.tile_rows, block - position), own);
+  }
+
+ private:
+  // Lists the runs of every tile of a block of positions, and gathers their lines if they have to be.
+  void place_block(int64_t group, int64_t first, int64_t block, const Own& own) const {
+    const From* const image =
+        reinterpret_cast<const From*>(problem_.image.data) + group * problem_.image.layout.stride[1];
+    locate_positions(first, block, problem_, cut_.gathered ? own.positions : own.located);
+    if (cut_.gathered) {
+      gather_lines(terms_, problem_, image, taps_, patch_rows_, own.positions, block, cut_.terms, own.lines);
+    } else {
+      group_by_taps(problem_.geometry, own.located, block, own.missed, own.positions);
+      std::fill_n(own.zeros, cut_.chunks.channels, T{});
+    }
+    auto* next = own.runs;
+    for (int64_t position = 0, tile = 0; position < block; position += cut_.tile_rows, ++tile) {
+      const int64_t tile_rows = std::min(cut_.tile_rows, block - position);
+      if (cut_.gathered) {
+        const auto** const run_rows = own.run_rows + (next - own.runs) * cut_.tile_rows;
+        for (int64_t i = 0; i < tile_rows; ++i) run_rows[i] = own.lines + (position + i) * cut_.terms;
+        *next++ = {run_rows, 0, cut_.terms, true};
+        own.run_ends[tile] = static_cast<int32_t>(next - own.runs);
+      } else {
+        next = list_runs<Terms, 3>(problem_, cut_, image, taps_, own.positions + position, tile_rows, own,
+                                   own.run_ends + tile * cut_.chunks.count, next);
+      }
+    }
+  }
+
+  // sums[position, row] (+)= patches[position, term] * panel[term, row] for a tile and a chunk; stores the last one.
+  void multiply(int64_t group, int64_t panel, int64_t chunk, int64_t tile, int64_t position, int64_t tile_rows,
+                const Own& own) const {
+    const PlaneLayout<3>& output = problem_.output.layout;
+    const int64_t row = panel * cut_.panel_rows, lanes = std::min(cut_.panel_rows, cut_.rows - row);
+    const int64_t width = cut_.dots ? lanes : terms_.width(lanes);
+    const T* const weight = packed_ + group * cut_.terms * padded_rows_ + cut_.terms * row;
+    const Position<3>* const at = own.positions + position;
+    const int64_t end = tile * cut_.chunks.count + chunk;
+    const int32_t begin = end ? own.run_ends[end - 1] : 0;
+    TileArguments<T> arguments{own.runs + begin,
+                               own.run_ends[end] - begin,
+                               0,
+                               weight,
+                               cut_.dots ? 1 : width,
+                               cut_.dots ? cut_.terms : width,
+                               own.sums + position * width,
+                               width,
+                               Start::zero,
+                               nullptr};
+    // Sums that lie in the output as the tile writes them go there at once.
+    const int64_t step = tile_rows > 1 ? at[1].output_offset - at[0].output_offset : 0;
+    bool direct = std::is_same_v<Sum, From> && problem_.variants() == 1 && output.stride[2] == 1 && lanes == width;
+    for (int64_t i = 2; i < tile_rows; ++i) direct &= at[i].output_offset - at[i - 1].output_offset == step;
+    if (direct) {
+      arguments.c = reinterpret_cast<Sum*>(problem_.output.data) + group * output.stride[1] + row + at[0].output_offset;
+      arguments.c_step = step;
+    }
+    if (chunk > 0) {
+      arguments.start = Start::sum;
+    } else if (problem_.bias) {
+      arguments.start = Start::lane_bias;
+      arguments.bias = bias_ + group * padded_rows_ + row;
+    }
+    if (cut_.dots)
+      terms_.dots(lanes)(arguments, static_cast<int>(tile_rows));
+    else
+      terms_.multiply(width, tile_rows, arguments);
+    if (!direct && chunk == cut_.chunks.count - 1) store(group, row, lanes, width, arguments.c, at, tile_rows);
+  }
+
+  void store(int64_t group, int64_t row, int64_t lanes, int64_t width, const Sum* sums, const Position<3>* at,
+             int64_t tile_rows) const {
+    const PlaneLayout<3>& output = problem_.output.layout;
+    const int64_t rows = problem_.rows();
+    for (int64_t lane = 0; lane < lanes;) {
+      const int64_t variant = (row + lane) / rows, row_of_group = (row + lane) % rows;
+      const int64_t length = std::min(lanes - lane, rows - row_of_group);
+      From* const target = reinterpret_cast<From*>(problem_.output_of(variant).data) + group * output.stride[1] +
+                           row_of_group * output.stride[2];
+      for (int64_t i = 0; i < tile_rows; ++i)
+        terms_.pack.store(sums + i * width + lane, target + at[i].output_offset, output.stride[2], length);
+      lane += length;
+    }
+  }
+
+  const Terms terms_;
+  const Correlation<3>& problem_;
+  const ChannelsPlan cut_;
+  const int64_t positions_, padded_rows_;
+  PatchRows<3> patch_rows_;
+  // What all tasks read.
+  T* packed_ = nullptr;
+  Sum* bias_ = nullptr;
+  Tap<3>* taps_ = nullptr;
+  int64_t* row_offsets_ = nullptr;
+};
 
 }  // namespace
 
-bool correlate_channels(const Correlation<3>& problem) {
-  bool done = false;
-  with_terms(problem.image.dtype, [&](const auto& terms) { done = run(terms, problem); });
-  return done;
+const char* decline_channels(const CorrelateImage& problem) {
+  if (!has_terms(problem->image.dtype)) return kNoTerms;
+  if (problem->channels() > 1 && problem->image.layout.stride[2] != 1)
+    return "channels of the image are not neighbours in memory";
+  if (problem->channels() == 1 && problem->output.layout.stride[2] != 1 && problem->rows() > 1)
+    return "a single channel, and those of the output are not neighbours in memory";
+  return nullptr;
+}
+
+const char* plan_channels(const Correlation<3>& problem, const Call&, JobSlot& slot) {
+  with_terms(problem.image.dtype,
+             [&](const auto& terms) { slot.emplace<ChannelsJob<std::decay_t<decltype(terms)>>>(terms, problem); });
+  return nullptr;
 }
 
 }  // namespace unfoldconv::cpu

@@ -15,23 +15,30 @@
 
 namespace unfoldconv::cpu {
 
-// The engines.
+// Each function says why an engine declines, or plans its job (runtime/engine.h).
 
-bool correlate_positions(const Correlation<3>& problem);
+using CorrelateImage = OneImage<Correlation<3>>;
 
-// Whether channels that adjoin are better left to correlate_positions: it reads the weight where it lies, which takes
-// less time than to pack it does where positions are few. Both give the same bits then, so it may depend on the batch.
-bool few_positions(const Correlation<3>& problem);
+const char* decline_strips(const CorrelateImage& problem);
+const char* plan_strips(const Correlation<3>& problem, const Call& call, JobSlot& slot);
 
-bool correlate_turned(const Correlation<3>& problem);
-
-bool correlate_channels(const Correlation<3>& problem);
-
-const char* decline_lines(const OneImage<Correlation<3>>& problem);
+const char* decline_lines(const CorrelateImage& problem);
 const char* plan_lines(const Correlation<3>& problem, const Call& call, JobSlot& slot);
 
-bool correlate_planes(const Correlation<3>& problem);
+// Where positions are few, the weight is read where it lies, which takes less time than to pack it does. Its sums have
+// the bits of decline_channels's engine, so this one may look at the batch.
+const char* plan_few_positions(const Correlation<3>& problem, const Call& call, JobSlot& slot);
 
-bool correlate_strips(const Correlation<3>& problem);
+const char* decline_channels(const CorrelateImage& problem);
+const char* plan_channels(const Correlation<3>& problem, const Call& call, JobSlot& slot);
+
+const char* decline_planes(const CorrelateImage& problem);
+const char* plan_planes(const Correlation<3>& problem, const Call& call, JobSlot& slot);
+
+const char* decline_transposed(const CorrelateImage& problem);
+const char* plan_transposed(const Correlation<3>& problem, const Call& call, JobSlot& slot);
+
+const char* decline_positions(const CorrelateImage& problem);
+const char* plan_positions(const Correlation<3>& problem, const Call& call, JobSlot& slot);
 
 }  // namespace unfoldconv::cpu

@@ -76,9 +76,7 @@ class LinesJob final : public TaskJob<LinesJob<Terms>> {
     plan.tile_rows = tiles_.rows;
     plan.tile_lanes = tiles_.lanes * kLineVectors;
     plan.tasks = problem.groups() * splits_;
-    plan.serial =
-        2. * problem.batch() * problem.geometry.position_numel() * problem.groups() * problem.rows() * term_count_ <
-        kSerialFlops;
+    plan.serial = problem.flops() < kSerialFlops;
     this->measure();
   }
 

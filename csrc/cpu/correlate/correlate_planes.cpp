@@ -7,92 +7,11 @@
 // per row fall on the border; they are computed, but not stored. Few rows of weights make this faster than to gather a
 // panel for them.
 #include "cpu/correlate/correlate_engines.h"
-#include "cpu/correlate/weight_rows.h"
-#include "cpu/shared/panel_cost.h"
-#include "cpu/shared/positions.h"
-#include "cpu/shared/terms.h"
-#include "runtime/workspace.h"
+#include "cpu/correlate/planes_plan.h"
+#include "cpu/shared/tap_chunks.h"
 
 namespace unfoldconv::cpu {
 namespace {
-
-constexpr int64_t kChunkTerms = 32;  // channels, or pairs of them, that are copied at a time
-constexpr int64_t kLeastTerms = 16;  // shorter runs cost more than a gathered panel
-constexpr int64_t kMostBandRows = 256;
-constexpr int64_t kMostReach = int64_t{1} << 20;  // of a window along an axis, and of a row; more would not fit anyway
-
-// In products of vectors: what a row of the copy takes, and each vector of it; an element of a weight that is packed;
-// and by how much this engine must be ahead, because its lanes begin anywhere in a line of the cache.
-constexpr double kRowCost = 40, kVectorCost = 6, kPackCost = 3, kLead = 0.90;
-
-// How a problem is cut up. Of the copy, all sizes are in terms.
-struct Plan {
-  int64_t front;         // border before the first row of a plane
-  int64_t row;           // from one row to the next
-  int64_t plane, pitch;  // from one plane of the kernel to the next, and from one channel
-  int64_t terms, chunk, chunks;
-  int64_t band_rows, bands;
-  int64_t lanes;      // of a band, whole vectors
-  double time;        // in products of vectors, for each term
-  double time_alone;  // the same of one image and group on one thread
-};
-
-template <class Terms, int Rank>
-void set_band(const Terms& terms, const Correlation<Rank>& problem, int64_t rows, Plan& plan) {
-  const Geometry<Rank>& g = problem.geometry;
-  plan.band_rows = rows;
-  plan.bands = ceil_div(g.positions[1], rows);
-  plan.lanes = round_up((rows - 1) * plan.row + g.positions[2], terms.tiles.lanes);
-  const int64_t rows_read = rows + (g.kernel[1] - 1) * g.dilation[1], size = sizeof(typename Terms::T);
-  plan.plane = plan.front + rows_read * plan.row;
-  // Behind the last plane there is room for lanes beyond the last position.
-  const int64_t numel = g.kernel[0] * plan.plane + (g.kernel[2] - 1) * g.dilation[2] + terms.most_lanes();
-  plan.pitch = line_pitch(numel * size) / size;
-
-  const double products = static_cast<double>(problem.rows()) * g.tap_numel();
-  const int64_t vectors = plan.lanes / terms.tiles.lanes, tasks = problem.batch() * problem.groups() * g.positions[0];
-  const double task = products * (vectors + kNarrowing * ceil_div(vectors, terms.tiles.vectors)) +
-                      g.kernel[0] * rows_read * (kRowCost + kVectorCost * ceil_div(plan.row, terms.tiles.lanes));
-  const double pack = kPackCost * products;
-  plan.time = task * ceil_div(tasks * plan.bands, torch::stable::get_num_threads()) + pack;
-  plan.time_alone = task * g.positions[0] * plan.bands + pack;
-}
-
-// What gathering panels takes for one image and group on one thread, in the same measure (best_cut).
-template <class Terms, int Rank>
-double gathering_time(const Terms& terms, const Correlation<Rank>& problem) {
-  const double vectors = static_cast<double>(problem.geometry.position_numel()) / terms.tiles.lanes;
-  const double rows = problem.rows(), narrow = kNarrowing * rows / terms.tiles.vectors;
-  return vectors * (rows + kGatherRows + narrow) * problem.geometry.tap_numel();
-}
-
-// False where no band fits into the limit of memory, or none is fast.
-template <class Terms, int Rank>
-bool find_plan(const Terms& terms, const Correlation<Rank>& problem, Plan& plan) {
-  using Sum = typename Terms::Sum;
-  const Geometry<Rank>& g = problem.geometry;
-  const int64_t limit = workspace_limit().cpu, reach = (g.kernel[2] - 1) * g.dilation[2] - g.padding_low[2];
-  plan.front = std::max<int64_t>(0, g.padding_low[2]);
-  plan.row = std::max({g.image[2] + plan.front, g.positions[2] + reach, g.positions[2]});
-  for (int axis = 0; axis < Rank; ++axis)
-    if (std::max({g.kernel[axis], (g.kernel[axis] - 1) * g.dilation[axis], plan.row}) > kMostReach) return false;
-  plan.terms = Terms::count(problem.channels());
-  plan.chunk = std::min(plan.terms, kChunkTerms);
-  plan.chunks = ceil_div(plan.terms, plan.chunk);
-  Plan best{};
-  double least = 0;
-  for (int64_t rows = std::min(g.positions[1], kMostBandRows); rows > 0; --rows) {
-    set_band(terms, problem, rows, plan);
-    const bool fits = plan.chunk * plan.pitch * static_cast<int64_t>(sizeof(typename Terms::T)) <= limit / 4 &&
-                      problem.rows() * plan.lanes * static_cast<int64_t>(sizeof(Sum)) <= limit / 4;
-    if (!fits) continue;
-    if (best.time == 0 || plan.time < best.time) best = plan;
-    if (least == 0 || plan.time_alone < least) least = plan.time_alone;
-  }
-  plan = best;
-  // No sum may depend on the number of images or threads, so neither may the engine.
-  return least > 0 && least < kLead * gathering_time(terms, problem);
-}
 
 template <class Terms>
 struct Buffers {
@@ -110,7 +29,7 @@ struct WeightLines {
   int64_t group, row;
 };
 
-// Writes lines[row][tap][channel], taps in the order of memory, in which they adjoin from `first` on.
+// Writes lines[row][tap][channel], taps in the order of memory, in which they are neighbours from `first` on.
 template <class Terms, int Rank>
 void pack_lines(const Terms& terms, const Planes<Rank>& weight, int64_t taps, int64_t first, int64_t pitch,
                 typename Terms::Element* lines) {
@@ -124,164 +43,227 @@ void pack_lines(const Terms& terms, const Planes<Rank>& weight, int64_t taps, in
   });
 }
 
-template <class Terms, int Rank>
-bool run(const Terms& terms, const Correlation<Rank>& problem) {
+template <class Terms>
+bool reads_in_place(const Planes<3>& weight) {
+  return weight.layout.stride[2] == 1 &&
+         (std::is_same_v<typename Terms::T, typename Terms::From> || Terms::kHalves == 2);
+}
+
+template <class Terms>
+class PlanesJob final : public TaskJob<PlanesJob<Terms>> {
   using T = typename Terms::T;
   using From = typename Terms::From;
   using Sum = typename Terms::Sum;
   using Element = typename Terms::Element;
-  const Geometry<Rank>& g = problem.geometry;
-  const int64_t channels = problem.channels(), rows = problem.rows(), groups = problem.groups();
-  const int64_t taps = g.tap_numel();
-  if (terms.tiles.depth != 1 || channels % Terms::kHalves != 0 || Terms::count(channels) < kLeastTerms) return false;
-  Plan plan;
-  if (!find_plan(terms, problem, plan)) return false;
+  using Own = Buffers<Terms>;
 
-  // Taps that are lines of channels are read where they lie; others must adjoin.
-  const Planes<Rank>& weight = problem.weight;
-  const bool in_place = weight.layout.stride[2] == 1 && (std::is_same_v<T, From> || Terms::kHalves == 2);
-  int64_t lowest = 0, highest = 0;
-  for (int axis = 0; axis < Rank; ++axis) {
-    const int64_t reach = (g.kernel[axis] - 1) * weight.layout.axis_stride[axis];
-    (reach < 0 ? lowest : highest) += reach;
+ public:
+  PlanesJob(const Terms& terms, const Correlation<3>& problem, const PlanesPlan& cut)
+      : terms_(terms),
+        problem_(problem),
+        cut_(cut),
+        rows_(problem.rows()),
+        taps_(problem.geometry.tap_numel()),
+        in_place_(reads_in_place<Terms>(problem.weight)),
+        line_(line_pitch(problem.channels() * static_cast<int64_t>(sizeof(Element))) / sizeof(Element)) {
+    Plan& plan = this->plan_;
+    plan.why = "positions fill the vectors, read from planes with borders, because there are few rows of weights";
+    plan.tile_rows = terms.tiles.rows;
+    plan.tile_lanes = terms.most_lanes();
+    plan.tasks = problem.batch() * problem.groups() * problem.geometry.positions[0] * cut.bands;
+    plan.serial = problem.flops() < kSerialFlops;
+    plan.copied_bytes = problem.weight_copy;
+    this->measure();
   }
-  if (!in_place && highest - lowest + 1 != taps) return false;
-  const int64_t line = line_pitch(channels * static_cast<int64_t>(sizeof(Element))) / sizeof(Element);
 
-  const PlaneLayout<Rank>&image = problem.image.layout, &output = problem.output.layout;
-  const int64_t tile_rows = terms.tiles.rows, row_tiles = ceil_div(rows, tile_rows);
-  const auto carve = [&](Carver& carver) {
-    return Buffers<Terms>{carver.take<T>(plan.chunk * plan.pitch), carver.take<Sum>(rows * plan.lanes),
-                          carver.take<Run<T>>(taps), carver.take<const T*>(taps * tile_rows),
-                          carver.take<int64_t>(taps)};
+  Own buffers(Carver& carver) const {
+    return {carver.take<T>(cut_.chunk * cut_.pitch), carver.take<Sum>(rows_ * cut_.lanes), carver.take<Run<T>>(taps_),
+            carver.take<const T*>(taps_ * terms_.tiles.rows), carver.take<int64_t>(taps_)};
+  }
+
+  void share(Carver& carver) {
+    packed_ = carver.take<Element>(in_place_ ? 0 : problem_.groups() * rows_ * taps_ * line_);
+    bias_ = carver.take<Sum>(problem_.bias ? problem_.groups() * rows_ : 0);
+    weight_offsets_ = carver.take<int64_t>(taps_);
+  }
+
+  void fill(const Call&) {
+    const Planes<3>& weight = problem_.weight;
+    list_offsets<3>(problem_.geometry.kernel, weight.layout.axis_stride, weight_offsets_);
+    if (in_place_) {
+      lines_ = {reinterpret_cast<const Element*>(weight.data), weight.layout.stride[0], weight.layout.stride[1]};
+    } else {
+      const int64_t lowest = *std::min_element(weight_offsets_, weight_offsets_ + taps_);
+      pack_lines(terms_, weight, taps_, lowest, line_, packed_);
+      for (int64_t tap = 0; tap < taps_; ++tap) weight_offsets_[tap] = (weight_offsets_[tap] - lowest) * line_;
+      lines_ = {packed_, rows_ * taps_ * line_, taps_ * line_};
+    }
+    if (problem_.bias) widen_bias<Terms>(problem_.bias, problem_.groups(), 1, rows_, rows_, bias_);
+  }
+
+  void run_task(const Call&, int64_t task, const Own& own) const {
+    const TileScope<T> scope(terms_.tiles);
+    const Geometry<3>& g = problem_.geometry;
+    Band band;
+    band.z = task / cut_.bands % g.positions[0];
+    band.group = task / cut_.bands / g.positions[0] % problem_.groups();
+    band.n = task / cut_.bands / g.positions[0] / problem_.groups();
+    band.first_row = task % cut_.bands * cut_.band_rows;
+    band.rows = std::min(cut_.band_rows, g.positions[1] - band.first_row);
+    for (int64_t chunk = 0; chunk < cut_.chunks; ++chunk) {
+      const int64_t first = chunk * cut_.chunk, length = std::min(cut_.chunk, cut_.terms - first);
+      for (int64_t c = 0; c < length; ++c) copy_planes(band, (first + c) * Terms::kHalves, own.copy + c * cut_.pitch);
+      multiply(band, chunk, list_runs(band, length, own), own);
+    }
+    store(band, own);
+  }
+
+ private:
+  // Rows of the output of one image, group and plane.
+  struct Band {
+    int64_t n, group, z;
+    int64_t first_row, rows;
   };
-  const auto carve_shared = [&](Carver& carver) {
-    return std::make_tuple(carver.take<Element>(in_place ? 0 : groups * rows * taps * line),
-                           carver.take<Sum>(problem.bias ? groups * rows : 0), carver.take<int64_t>(taps));
-  };
-  Carver count, shared_count;
-  carve(count);
-  carve_shared(shared_count);
-  const int64_t tasks = problem.batch() * groups * g.positions[0] * plan.bands;
-  if (LegacyReport* const report = LegacyReport::wanted()) {
-    report->engine(terms.tile_name(terms.most_lanes()), tasks, count.bytes(),
-                   shared_count.bytes() + problem.weight_copy,
-                   "positions fill the vectors, read from planes with borders, because there are few rows of weights");
-    return true;
+
+  static bool beyond(int64_t index, int64_t size) {
+    return static_cast<uint64_t>(index) >= static_cast<uint64_t>(size);
   }
-  const Scratch shared(shared_count.bytes(), *problem.like);
-  Carver carver(static_cast<char*>(shared.data_ptr()));
-  const auto [packed, bias, weight_offsets] = carve_shared(carver);
-  list_offsets<Rank>(g.kernel, weight.layout.axis_stride, weight_offsets);
-  if (!in_place) {
-    pack_lines(terms, weight, taps, lowest, line, packed);
-    for (int64_t tap = 0; tap < taps; ++tap) weight_offsets[tap] = (weight_offsets[tap] - lowest) * line;
+  // The plane of the image that a plane of the kernel reads.
+  int64_t plane_read(const Band& band, int64_t kz) const {
+    const Geometry<3>& g = problem_.geometry;
+    return band.z * g.stride[0] + kz * g.dilation[0] - g.padding_low[0];
   }
-  if (problem.bias) widen_bias<Terms>(problem.bias, groups, 1, rows, rows, bias);
-  const WeightLines<Element> lines = in_place ? WeightLines<Element>{reinterpret_cast<const Element*>(weight.data),
-                                                                     weight.layout.stride[0], weight.layout.stride[1]}
-                                              : WeightLines<Element>{packed, rows * taps * line, taps * line};
 
-  const bool serial = 2. * problem.batch() * g.position_numel() * groups * rows * channels * taps < kSerialFlops;
-  run_tasks(tasks, serial, *problem.like, carve, [&](int64_t task, const auto& buffers) {
-    const TileScope<T> scope(terms.tiles);
-    const int64_t band = task % plan.bands, z = task / plan.bands % g.positions[0];
-    const int64_t group = task / plan.bands / g.positions[0] % groups;
-    const int64_t n = task / plan.bands / g.positions[0] / groups;
-    const int64_t first_row = band * plan.band_rows, band_rows = std::min(plan.band_rows, g.positions[1] - first_row);
-    const int64_t rows_read = band_rows + (g.kernel[1] - 1) * g.dilation[1];
-    const int64_t vectors = ceil_div((band_rows - 1) * plan.row + g.positions[2], int64_t{terms.tiles.lanes});
-    const int64_t panels = ceil_div(vectors, int64_t{terms.tiles.vectors});
-    const From* const planes =
-        reinterpret_cast<const From*>(problem.image.data) + n * image.stride[0] + group * image.stride[1];
-    const Element* const weights = lines.data + group * lines.group;
-    const auto plane_read = [&](int64_t kz) { return z * g.stride[0] + kz * g.dilation[0] - g.padding_low[0]; };
-    const auto beyond = [](int64_t index, int64_t size) {
-      return static_cast<uint64_t>(index) >= static_cast<uint64_t>(size);
-    };
-
-    for (int64_t chunk = 0; chunk < plan.chunks; ++chunk) {
-      const int64_t first = chunk * plan.chunk, length = std::min(plan.chunk, plan.terms - first);
-      const int64_t first_channel = first * Terms::kHalves;
-      // One channel after the other, whose rows adjoin in memory.
-      for (int64_t c = 0; c < length; ++c) {
-        T* const copy = buffers.copy + c * plan.pitch;
-        for (int64_t kz = 0; kz < g.kernel[0]; ++kz) {
-          if (beyond(plane_read(kz), g.image[0])) continue;
-          const From* const plane =
-              planes + (first_channel + c * Terms::kHalves) * image.stride[2] + plane_read(kz) * image.axis_stride[0];
-          T* to = copy + kz * plan.plane;
-          to = std::fill_n(to, plan.front, T{});
-          for (int64_t y = first_row - g.padding_low[1], end = y + rows_read; y < end; ++y, to += plan.row) {
-            if (beyond(y, g.image[1])) {
-              std::fill_n(to, plan.row, T{});
-              continue;
-            }
-            const From* const from = plane + y * image.axis_stride[1];
-            if constexpr (std::is_same_v<T, From>)
-              std::fill(std::copy_n(from, g.image[2], to), to + plan.row, T{});
-            else
-              terms.pack.transpose({from, 1, image.stride[2], g.image[2], Terms::kHalves, plan.row}, to, 0);
-          }
+  // The planes of a channel, or of a pair, that a band reads, with borders.
+  void copy_planes(const Band& band, int64_t channel, T* copy) const {
+    const Geometry<3>& g = problem_.geometry;
+    const PlaneLayout<3>& image = problem_.image.layout;
+    const From* const planes = reinterpret_cast<const From*>(problem_.image.data) + band.n * image.stride[0] +
+                               band.group * image.stride[1] + channel * image.stride[2];
+    const int64_t rows_read = band.rows + (g.kernel[1] - 1) * g.dilation[1];
+    for (int64_t kz = 0; kz < g.kernel[0]; ++kz) {
+      if (beyond(plane_read(band, kz), g.image[0])) continue;
+      const From* const plane = planes + plane_read(band, kz) * image.axis_stride[0];
+      T* to = std::fill_n(copy + kz * cut_.plane, cut_.front, T{});
+      for (int64_t y = band.first_row - g.padding_low[1], end = y + rows_read; y < end; ++y, to += cut_.row) {
+        if (beyond(y, g.image[1])) {
+          std::fill_n(to, cut_.row, T{});
+          continue;
         }
-        std::fill(copy + g.kernel[0] * plan.plane, copy + plan.pitch, T{});
-      }
-
-      // A block of a sum is that of so many taps, whichever of them are left out because they read only border.
-      const int64_t block_taps = std::max<int64_t>(1, kBlockTerms<T> / length);
-      int64_t runs = 0;
-      for (int64_t tap = 0; tap < taps; ++tap) {
-        int64_t index[Rank];
-        unravel<Rank>(tap, g.kernel, index);
-        if (beyond(plane_read(index[0]), g.image[0])) continue;
-        if (runs > 0 && tap / block_taps != buffers.run_taps[runs - 1] / block_taps)
-          buffers.runs[runs - 1].ends_block = true;
-        buffers.run_taps[runs] = tap;
-        const int64_t column = plan.front + index[2] * g.dilation[2] - g.padding_low[2];
-        buffers.runs[runs] = {buffers.run_rows + runs * tile_rows,
-                              index[0] * plan.plane + index[1] * g.dilation[1] * plan.row + column, length, false};
-        ++runs;
-      }
-
-      for (int64_t panel = 0; panel < panels; ++panel) {
-        const int64_t vector = vectors * panel / panels, lane = vector * terms.tiles.lanes;
-        const int64_t width = (vectors * (panel + 1) / panels - vector) * terms.tiles.lanes;
-        for (int64_t tile = 0; tile < row_tiles; ++tile) {
-          // Tiles of nearly one height: low ones read their lanes for few products.
-          const int64_t row = rows * tile / row_tiles, count = rows * (tile + 1) / row_tiles - row;
-          for (int64_t j = 0; j < runs; ++j)
-            for (int64_t i = 0; i < count; ++i)
-              buffers.run_rows[j * tile_rows + i] = reinterpret_cast<const T*>(
-                  weights + (row + i) * lines.row + weight_offsets[buffers.run_taps[j]] + first_channel);
-          const Start start = chunk > 0 ? Start::sum : problem.bias ? Start::row_bias : Start::zero;
-          terms.multiply(
-              width, count,
-              {buffers.runs, runs, 0, buffers.copy + lane, 1, plan.pitch, buffers.sums + row * plan.lanes + lane,
-               plan.lanes, start, problem.bias ? bias + group * rows + row : nullptr});
-        }
+        const From* const from = plane + y * image.axis_stride[1];
+        if constexpr (std::is_same_v<T, From>)
+          std::fill(std::copy_n(from, g.image[2], to), to + cut_.row, T{});
+        else
+          terms_.pack.transpose({from, 1, image.stride[2], g.image[2], Terms::kHalves, cut_.row}, to, 0);
       }
     }
-    From* const target = reinterpret_cast<From*>(problem.output.data) + n * output.stride[0] +
-                         group * output.stride[1] + z * output.axis_stride[0] + first_row * output.axis_stride[1];
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t y = 0; y < band_rows; ++y)
-        terms.pack.store(buffers.sums + row * plan.lanes + y * plan.row,
-                         target + row * output.stride[2] + y * output.axis_stride[1], output.axis_stride[2],
-                         g.positions[2]);
-  });
-  return true;
+    std::fill(copy + g.kernel[0] * cut_.plane, copy + cut_.pitch, T{});
+  }
+
+  // A block of a sum is that of so many taps, whichever of them are left out because they read only border.
+  int64_t list_runs(const Band& band, int64_t length, const Own& own) const {
+    const Geometry<3>& g = problem_.geometry;
+    const int64_t block_taps = taps_of_block<T>(length);
+    int64_t runs = 0;
+    for (int64_t tap = 0; tap < taps_; ++tap) {
+      int64_t index[3];
+      unravel<3>(tap, g.kernel, index);
+      if (beyond(plane_read(band, index[0]), g.image[0])) continue;
+      if (runs > 0 && tap / block_taps != own.run_taps[runs - 1] / block_taps) own.runs[runs - 1].ends_block = true;
+      own.run_taps[runs] = tap;
+      const int64_t column = cut_.front + index[2] * g.dilation[2] - g.padding_low[2];
+      own.runs[runs] = {own.run_rows + runs * terms_.tiles.rows,
+                        index[0] * cut_.plane + index[1] * g.dilation[1] * cut_.row + column, length, false};
+      ++runs;
+    }
+    return runs;
+  }
+
+  // sums[row, position] (+)= weight[row, tap, channel] * copy[channel, tap and position] over a chunk of channels.
+  void multiply(const Band& band, int64_t chunk, int64_t runs, const Own& own) const {
+    const int64_t lanes = terms_.tiles.lanes, tile_rows = terms_.tiles.rows, row_tiles = ceil_div(rows_, tile_rows);
+    const int64_t vectors = ceil_div((band.rows - 1) * cut_.row + problem_.geometry.positions[2], lanes);
+    const int64_t panels = ceil_div(vectors, int64_t{terms_.tiles.vectors});
+    const Element* const weights = lines_.data + band.group * lines_.group + chunk * cut_.chunk * Terms::kHalves;
+    const Start start = chunk > 0 ? Start::sum : problem_.bias ? Start::row_bias : Start::zero;
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const int64_t vector = vectors * panel / panels, lane = vector * lanes;
+      const int64_t width = (vectors * (panel + 1) / panels - vector) * lanes;
+      for (int64_t tile = 0; tile < row_tiles; ++tile) {
+        // Tiles of nearly one height: low ones read their lanes for few products.
+        const int64_t row = rows_ * tile / row_tiles, count = rows_ * (tile + 1) / row_tiles - row;
+        for (int64_t j = 0; j < runs; ++j)
+          for (int64_t i = 0; i < count; ++i)
+            own.run_rows[j * tile_rows + i] =
+                reinterpret_cast<const T*>(weights + (row + i) * lines_.row + weight_offsets_[own.run_taps[j]]);
+        terms_.multiply(width, count,
+                        {own.runs, runs, 0, own.copy + lane, 1, cut_.pitch, own.sums + row * cut_.lanes + lane,
+                         cut_.lanes, start, problem_.bias ? bias_ + band.group * rows_ + row : nullptr});
+      }
+    }
+  }
+
+  void store(const Band& band, const Own& own) const {
+    const PlaneLayout<3>& output = problem_.output.layout;
+    From* const target = reinterpret_cast<From*>(problem_.output.data) + band.n * output.stride[0] +
+                         band.group * output.stride[1] + band.z * output.axis_stride[0] +
+                         band.first_row * output.axis_stride[1];
+    for (int64_t row = 0; row < rows_; ++row)
+      for (int64_t y = 0; y < band.rows; ++y)
+        terms_.pack.store(own.sums + row * cut_.lanes + y * cut_.row,
+                          target + row * output.stride[2] + y * output.axis_stride[1], output.axis_stride[2],
+                          problem_.geometry.positions[2]);
+  }
+
+  const Terms terms_;
+  const Correlation<3>& problem_;
+  const PlanesPlan cut_;
+  const int64_t rows_, taps_;
+  const bool in_place_;  // taps of the weight are lines of channels, and read where they lie
+  const int64_t line_;   // elements from one packed tap to the next
+  WeightLines<Element> lines_{};
+  // What all tasks read.
+  Element* packed_ = nullptr;
+  Sum* bias_ = nullptr;
+  int64_t* weight_offsets_ = nullptr;
+};
+
+// What depends on the terms.
+template <class Terms>
+const char* decline_terms(const Terms& terms, const Correlation<3>& problem) {
+  const int64_t channels = problem.channels();
+  if (terms.tiles.depth != 1) return "tiles that multiply many terms at a time read no runs from planes";
+  if (channels % Terms::kHalves != 0 || Terms::count(channels) < kLeastRunTerms)
+    return "runs of fewer than 16 channels cost more than a gathered panel";
+  if (reads_in_place<Terms>(problem.weight)) return nullptr;
+  // Taps are packed as lines of channels from one stretch of memory.
+  int64_t reach = 1;
+  for (int axis = 0; axis < 3; ++axis)
+    reach += std::abs((problem.geometry.kernel[axis] - 1) * problem.weight.layout.axis_stride[axis]);
+  return reach == problem.geometry.tap_numel() ? nullptr : "taps of the weight are not neighbours in memory";
 }
 
 }  // namespace
 
-bool correlate_planes(const Correlation<3>& problem) {
-  const Geometry<3>& g = problem.geometry;
-  // A plane that only one row of taps reads gains too little.
-  if (problem.variants() > 1 || g.kernel[1] == 1 || g.kernel[2] == 1) return false;
-  if (g.stride[1] != 1 || g.stride[2] != 1 || problem.image.layout.axis_stride[2] != 1) return false;
-  bool done = false;
-  with_terms(problem.image.dtype, [&](const auto& terms) { done = run(terms, problem); });
-  return done;
+const char* decline_planes(const CorrelateImage& problem) {
+  const Geometry<3>& g = problem->geometry;
+  if (problem->variants() > 1) return "outputs that share their columns are multiplied from a panel";
+  if (g.kernel[1] == 1 || g.kernel[2] == 1) return "a plane that only one row of taps reads gains too little";
+  if (g.stride[1] != 1 || g.stride[2] != 1) return "with a stride, taps do not see all positions at one distance";
+  if (problem->image.layout.axis_stride[2] != 1) return "pixels of a row are not neighbours in memory";
+  const char* reason = kNoTerms;
+  with_terms(problem->image.dtype, [&](const auto& terms) { reason = decline_terms(terms, *problem); });
+  return reason;
+}
+
+const char* plan_planes(const Correlation<3>& problem, const Call&, JobSlot& slot) {
+  const char* reason = nullptr;
+  with_terms(problem.image.dtype, [&](const auto& terms) {
+    PlanesPlan cut;
+    reason = find_plan(terms, problem, cut);
+    if (reason == nullptr) slot.emplace<PlanesJob<std::decay_t<decltype(terms)>>>(terms, problem, cut);
+  });
+  return reason;
 }
 
 }  // namespace unfoldconv::cpu

@@ -5,20 +5,11 @@
 // Terms are in the order in which the weight has them: channels first and then taps, or taps first, where a sum is a
 // run for each tap and taps that read nothing but padding are left out.
 #include "cpu/correlate/correlate_engines.h"
-#include "cpu/correlate/weight_rows.h"
-#include "cpu/shared/panel_cost.h"
-#include "cpu/shared/positions.h"
-#include "cpu/shared/tap_chunks.h"
-#include "cpu/shared/terms.h"
-#include "runtime/workspace.h"
+#include "cpu/correlate/positions_plan.h"
 
 namespace unfoldconv::cpu {
 namespace {
 
-// Of a panel chunk: a good part of a second-level cache.
-constexpr int64_t kPanelBytes = 256 << 10;
-// To gather an element of a panel takes as long as to pack so many bytes of a weight.
-constexpr int64_t kGatherBytes = 32;
 constexpr int64_t kLinesAhead = 4;  // of each run of the next tile's weights, until hardware fetches ahead by itself
 
 // Where the terms of a run come from.
@@ -27,13 +18,13 @@ struct RunOrigin {
   int64_t tap, first;  // with taps first: which, and of its terms the first
 };
 
-template <class Terms, int Rank>
+template <class Terms>
 struct Buffers {
   using T = typename Terms::T;
   using Sum = typename Terms::Sum;
   T* panel;
   Sum *sums, *tile;
-  PositionPiece<Rank>* positions;
+  PositionPiece<3>* positions;
   TapPieces* taps;
   Piece* pieces;
   Run<T>* runs;
@@ -41,63 +32,11 @@ struct Buffers {
   const T** run_rows;  // [runs, rows of a tile]
 };
 
-// How a problem is cut up.
-struct Plan {
-  bool taps_first;
-  int64_t panel_lanes, panels;
-  int64_t terms;     // of a sum
-  TapChunks chunks;  // of a sum; channels first, its terms are those of a single tap
-  int64_t rows, block_rows, row_blocks;
-  int64_t block_groups, group_blocks;
-  int64_t tap_pieces;  // at most, of one tap
-};
-
-// The most terms of a chunk. Not by the lanes of a panel at hand: where a sum is cut must not depend on the batch.
-template <class Terms>
-int64_t most_terms(const Terms& terms) {
-  const int64_t panel_bytes = std::min(kPanelBytes, workspace_limit().cpu / 4);
-  return std::max<int64_t>(1, panel_bytes / (terms.most_lanes() * sizeof(typename Terms::T)));
-}
-
-template <class Terms, int Rank>
-Plan plan_of(const Terms& terms, const Correlation<Rank>& problem) {
-  const auto& [count, stride, axis_stride] = problem.output.layout;
-  const int64_t limit = workspace_limit().cpu;
-  Plan plan;
-  const int64_t positions = count[0] * problem.geometry.position_numel();
-  plan.taps_first = taps_are_lines<Terms, Rank>(problem.weight);
-  plan.rows = problem.variants() * count[2];
-  const int64_t tiles = ceil_div(plan.rows, terms.tiles.rows);
-  const Cut cut = best_cut(ceil_div(positions, int64_t{terms.tiles.lanes}), terms.tiles.vectors, count[1], plan.rows,
-                           std::min(kTasksPerProblem, ceil_div(tiles, 4)));
-  plan.panel_lanes = cut.panel_vectors * terms.tiles.lanes;
-  plan.panels = ceil_div(positions, plan.panel_lanes);
-  plan.tap_pieces = most_pieces<Rank>(plan.panel_lanes, problem.geometry.positions) + kTileVectors;
-  plan.terms = Terms::count(problem.image.layout.count[2] * problem.geometry.tap_numel());
-  const int64_t taps = problem.geometry.tap_numel(), most = most_terms(terms), depth = terms.tiles.depth;
-  if (plan.taps_first)
-    plan.chunks = {taps, plan.terms / taps, std::min(most, kChunkTerms), depth};
-  else
-    plan.chunks = {1, plan.terms, most, depth};
-  // Panels first, then groups, then rows, which gather the same panel again.
-  plan.group_blocks = std::min(count[1], ceil_div(kTasksPerProblem, plan.panels));
-  plan.block_groups = ceil_div(count[1], plan.group_blocks);
-  plan.group_blocks = ceil_div(count[1], plan.block_groups);
-  int64_t parts = cut.parts;
-  if (plan.chunks.count > 1) {
-    const int64_t tile_bytes = terms.tiles.rows * plan.panel_lanes * sizeof(typename Terms::Sum);
-    parts = std::max(parts, ceil_div(tiles, std::max<int64_t>(1, limit / 4 / tile_bytes)));
-  }
-  plan.block_rows = ceil_div(tiles, parts) * terms.tiles.rows;
-  plan.row_blocks = ceil_div(plan.rows, plan.block_rows);
-  return plan;
-}
-
 // Gathers the terms of a panel, taps first, and lists their runs; returns how many there are. To leave out a tap that
 // reads only padding changes no bit of a sum, unless its weight is infinite or NaN.
-template <class Terms, int Rank>
+template <class Terms>
 int64_t gather_taps(const Terms& terms, PanelArguments<typename Terms::From> panel, const int64_t* weight_offsets,
-                    const Buffers<Terms, Rank>& buffers) {
+                    const Buffers<Terms>& buffers) {
   using T = typename Terms::T;
   const int64_t tap_terms = panel.channels / Terms::kHalves, width = int64_t{panel.vectors} * terms.tiles.lanes;
   const int64_t begin = panel.first, end = begin + panel.count;
@@ -128,165 +67,201 @@ int64_t gather_taps(const Terms& terms, PanelArguments<typename Terms::From> pan
   return runs;
 }
 
-template <class Terms, int Rank>
-bool run(const Terms& terms, const Correlation<Rank>& problem) {
+template <class Terms>
+class PositionsJob final : public TaskJob<PositionsJob<Terms>> {
   using T = typename Terms::T;
   using From = typename Terms::From;
   using Sum = typename Terms::Sum;
   using Element = typename Terms::Element;
-  const Plan plan = plan_of(terms, problem);
-  const int64_t piece_bytes = problem.geometry.tap_numel() * plan.tap_pieces * static_cast<int64_t>(sizeof(Piece));
-  if (piece_bytes > workspace_limit().cpu / 2) return false;
-  const Planes<Rank>& image = problem.image;
-  const Geometry<Rank>& geometry = problem.geometry;
-  const PlaneLayout<Rank>& output = problem.output.layout;
-  const int64_t groups = output.count[1], group_rows = output.count[2];
-  const int64_t variants = problem.variants(), taps = geometry.tap_numel(), channels = image.layout.count[2];
-  const int64_t positions = output.count[0] * geometry.position_numel();
-  const int64_t per_image = geometry.position_numel();
+  using Own = Buffers<Terms>;
 
-  const int64_t most_runs = plan.taps_first ? taps : 1;  // of a chunk
-
-  const auto carve = [&](Carver& carver) {
-    return Buffers<Terms, Rank>{carver.take<T>(plan.chunks.most_terms() * plan.panel_lanes),
-                                carver.take<Sum>(plan.chunks.count > 1 ? plan.block_rows * plan.panel_lanes : 0),
-                                carver.take<Sum>(terms.tiles.rows * plan.panel_lanes),
-                                carver.take<PositionPiece<Rank>>(plan.tap_pieces),
-                                carver.take<TapPieces>(taps),
-                                carver.take<Piece>(taps * plan.tap_pieces),
-                                carver.take<Run<T>>(most_runs),
-                                carver.take<RunOrigin>(most_runs),
-                                carver.take<const T*>(most_runs * terms.tiles.rows)};
-  };
-  Carver count;
-  carve(count);
-
-  // What all tasks read: the weight as rows, and the bias.
-  const bool in_place = plan.taps_first || rows_are_lines<Terms, Rank>(problem.weight, geometry.kernel);
-  const int64_t pitch = row_pitch<T>(plan.terms);
-  Carver shared_count;
-  const auto carve_shared = [&](Carver& carver) {
-    return std::make_tuple(carver.take<T>(in_place ? 0 : groups * plan.rows * pitch),
-                           carver.take<Sum>(problem.bias ? groups * plan.rows : 0), carver.take<Tap<Rank>>(taps),
-                           carver.take<int64_t>(taps));
-  };
-  carve_shared(shared_count);
-  const int64_t tasks = plan.panels * plan.group_blocks * plan.row_blocks;
-  if (LegacyReport* const report = LegacyReport::wanted()) {
-    report->engine(
-        terms.tile_name(plan.panel_lanes), tasks, count.bytes(), shared_count.bytes() + problem.weight_copy,
-        "positions fill the vectors, because channels do not adjoin in memory, or are few, or positions are");
-    return true;
+ public:
+  PositionsJob(const Terms& terms, const Correlation<3>& problem)
+      : terms_(terms),
+        problem_(problem),
+        cut_(plan_of(terms, problem)),
+        taps_(problem.geometry.tap_numel()),
+        positions_(problem.batch() * problem.geometry.position_numel()),
+        in_place_(cut_.taps_first || rows_are_lines<Terms, 3>(problem.weight, problem.geometry.kernel)),
+        output_lines_(is_line<3>(problem.output.layout, problem.geometry.positions)),
+        pitch_(row_pitch<T>(cut_.terms)) {
+    Plan& plan = this->plan_;
+    plan.why =
+        "positions fill the vectors, because channels are not neighbours in memory, or are few, or positions are";
+    plan.tile_rows = terms.tiles.rows;
+    plan.tile_lanes = cut_.panel_lanes;
+    plan.tasks = cut_.panels * cut_.group_blocks * cut_.row_blocks;
+    plan.serial = problem.flops() < kSerialFlops;
+    this->measure();
+    plan.copied_bytes = problem.weight_copy;
   }
-  const Scratch shared(shared_count.bytes(), *problem.like);
-  Carver carver(static_cast<char*>(shared.data_ptr()));
-  const auto [packed, bias, tap_list, weight_offsets] = carve_shared(carver);
-  list_offsets<Rank>(geometry.kernel, problem.weight.layout.axis_stride, weight_offsets);
-  if (!in_place) pack_rows(terms, problem, pitch, weight_offsets, packed);
-  const PlaneLayout<Rank>& weight_layout = problem.weight.layout;
-  const auto weight_row = [&, packed = packed](int64_t group, int64_t variant, int64_t row) {
-    if (!in_place)
-      return reinterpret_cast<const Element*>(packed + ((group * variants + variant) * group_rows + row) * pitch);
-    return reinterpret_cast<const Element*>(problem.weight_of(variant).at(group, row).data);
-  };
-  const int64_t row_stride = in_place ? weight_layout.stride[1] : pitch * Terms::kHalves;
-  if (problem.bias) widen_bias<Terms>(problem.bias, groups, variants, group_rows, plan.rows, bias);
-  list_taps<Rank>(geometry, image.layout.axis_stride, tap_list);
-  const bool output_lines = is_line<Rank>(output, geometry.positions);
 
-  const bool serial = 2. * positions * groups * plan.rows * channels * taps < kSerialFlops;
-  run_tasks(tasks, serial, *problem.like, carve, [&](int64_t task, const auto& buffers) {
-    const TileScope<T> scope(terms.tiles);
-    const int64_t first_row = task % plan.row_blocks * plan.block_rows;
-    const int64_t end_row = std::min(plan.rows, first_row + plan.block_rows);
-    const int64_t first_group = task / plan.row_blocks % plan.group_blocks * plan.block_groups;
-    const int64_t end_group = std::min(groups, first_group + plan.block_groups);
-    const int64_t first = task / plan.row_blocks / plan.group_blocks * plan.panel_lanes;
-    const int64_t lanes = std::min(plan.panel_lanes, positions - first), width = terms.width(lanes);
-    const int vectors = static_cast<int>(width / terms.tiles.lanes);
+  Own buffers(Carver& carver) const {
+    const int64_t most_runs = cut_.taps_first ? taps_ : 1;  // of a chunk
+    return {carver.take<T>(cut_.chunks.most_terms() * cut_.panel_lanes),
+            carver.take<Sum>(cut_.chunks.count > 1 ? cut_.block_rows * cut_.panel_lanes : 0),
+            carver.take<Sum>(terms_.tiles.rows * cut_.panel_lanes),
+            carver.take<PositionPiece<3>>(cut_.tap_pieces),
+            carver.take<TapPieces>(taps_),
+            carver.take<Piece>(taps_ * cut_.tap_pieces),
+            carver.take<Run<T>>(most_runs),
+            carver.take<RunOrigin>(most_runs),
+            carver.take<const T*>(most_runs * terms_.tiles.rows)};
+  }
 
-    const int pieces = split_positions<Rank>(first, lanes, geometry.positions, buffers.positions);
-    Piece* next = buffers.pieces;
-    for (int64_t tap = 0; tap < taps; ++tap)
-      next = pieces_of_tap<Rank>(tap_list[tap], geometry, image.layout, buffers.positions, pieces, terms.tiles.lanes,
-                                 buffers.taps[tap], next);
-    const int stores = output_lines ? join_pieces<Rank>(buffers.positions, pieces) : pieces;
-    const bool direct = std::is_same_v<Sum, From> && output_lines && lanes == width &&
-                        first / per_image == (first + lanes - 1) / per_image;
+  void share(Carver& carver) {
+    packed_ = carver.take<T>(in_place_ ? 0 : problem_.groups() * cut_.rows * pitch_);
+    bias_ = carver.take<Sum>(problem_.bias ? problem_.groups() * cut_.rows : 0);
+    tap_list_ = carver.take<Tap<3>>(taps_);
+    weight_offsets_ = carver.take<int64_t>(taps_);
+  }
 
+  void fill(const Call&) {
+    list_offsets<3>(problem_.geometry.kernel, problem_.weight.layout.axis_stride, weight_offsets_);
+    if (!in_place_) pack_rows(terms_, problem_, pitch_, weight_offsets_, packed_);
+    if (problem_.bias)
+      widen_bias<Terms>(problem_.bias, problem_.groups(), problem_.variants(), problem_.rows(), cut_.rows, bias_);
+    list_taps<3>(problem_.geometry, problem_.image.layout.axis_stride, tap_list_);
+  }
+
+  void run_task(const Call&, int64_t task, const Own& own) const {
+    const TileScope<T> scope(terms_.tiles);
+    Panel panel;
+    panel.first_row = task % cut_.row_blocks * cut_.block_rows;
+    panel.end_row = std::min(cut_.rows, panel.first_row + cut_.block_rows);
+    const int64_t first_group = task / cut_.row_blocks % cut_.group_blocks * cut_.block_groups;
+    const int64_t end_group = std::min(problem_.groups(), first_group + cut_.block_groups);
+    panel.first = task / cut_.row_blocks / cut_.group_blocks * cut_.panel_lanes;
+    panel.lanes = std::min(cut_.panel_lanes, positions_ - panel.first);
+    panel.width = terms_.width(panel.lanes);
+    place(panel, own);
+
+    const PlaneLayout<3>& image = problem_.image.layout;
     for (int64_t group = first_group; group < end_group; ++group) {
-      PanelArguments<From> panel{reinterpret_cast<const From*>(image.data) + group * image.layout.stride[1],
-                                 image.layout.stride[2],
-                                 geometry.stride[Rank - 1] * image.layout.axis_stride[Rank - 1],
-                                 channels,
-                                 taps,
-                                 0,
-                                 0,
-                                 buffers.taps,
-                                 vectors};
-      for (int64_t chunk = 0; chunk < plan.chunks.count; ++chunk) {
-        panel.first = plan.chunks.first_term(chunk);
-        panel.count = std::min(plan.terms, plan.chunks.first_term(chunk + 1)) - panel.first;
+      PanelArguments<From> from{reinterpret_cast<const From*>(problem_.image.data) + group * image.stride[1],
+                                image.stride[2],
+                                problem_.geometry.stride[2] * image.axis_stride[2],
+                                problem_.channels(),
+                                taps_,
+                                0,
+                                0,
+                                own.taps,
+                                static_cast<int>(panel.width / terms_.tiles.lanes)};
+      for (int64_t chunk = 0; chunk < cut_.chunks.count; ++chunk) {
+        from.first = cut_.chunks.first_term(chunk);
+        from.count = std::min(cut_.terms, cut_.chunks.first_term(chunk + 1)) - from.first;
         int64_t runs = 1;
-        if (plan.taps_first) {
-          runs = gather_taps(terms, panel, weight_offsets, buffers);
+        if (cut_.taps_first) {
+          runs = gather_taps(terms_, from, weight_offsets_, own);
         } else {
-          terms.pack.panel(panel, buffers.panel);
-          buffers.runs[0] = {buffers.run_rows, 0, panel.count, true};
-          buffers.origins[0] = {panel.first * Terms::kHalves, 0, 0};
+          terms_.pack.panel(from, own.panel);
+          own.runs[0] = {own.run_rows, 0, from.count, true};
+          own.origins[0] = {from.first * Terms::kHalves, 0, 0};
         }
-        for (int64_t row = first_row; row < end_row;) {
-          // A tile keeps to one output.
-          const int64_t variant = row / group_rows, row_of_group = row % group_rows;
-          const int64_t rows = std::min({int64_t{terms.tiles.rows}, end_row - row, group_rows - row_of_group});
-          From* const target = reinterpret_cast<From*>(problem.output_of(variant).data) + group * output.stride[1] +
-                               row_of_group * output.stride[2];
-          const Element* const weight = weight_row(group, variant, row_of_group);
-          for (int64_t j = 0; j < runs; ++j)
-            for (int64_t i = 0; i < rows; ++i)
-              buffers.run_rows[j * terms.tiles.rows + i] =
-                  reinterpret_cast<const T*>(weight + i * row_stride + buffers.origins[j].weight);
-          if (row + rows < end_row) {
-            const Element* const next = weight_row(group, (row + rows) / group_rows, (row + rows) % group_rows);
-            for (int64_t j = 0; j < runs; ++j)
-              for (int64_t i = 0; i < rows; ++i)
-                for (int64_t line = 0; line < kLinesAhead; ++line)
-                  __builtin_prefetch(next + i * row_stride + buffers.origins[j].weight +
-                                         line * (kAlignment / static_cast<int64_t>(sizeof(Element))),
-                                     0, 2);
-          }
-          TileArguments<T> tile{buffers.runs, runs,         0,     buffers.panel, width,
-                                width,        buffers.tile, width, Start::zero,   nullptr};
-          if (direct) {
-            tile.c = reinterpret_cast<Sum*>(target + first / per_image * output.stride[0] + first % per_image);
-            tile.c_step = output.stride[2];
-          } else if (plan.chunks.count > 1) {
-            tile.c = buffers.sums + (row - first_row) * width;
-          }
-          if (chunk > 0) {
-            tile.start = Start::sum;
-          } else if (problem.bias) {
-            tile.start = Start::row_bias;
-            tile.bias = bias + group * plan.rows + row;
-          }
-          terms.multiply(width, rows, tile);
-          if (!direct && chunk == plan.chunks.count - 1)
-            for (int64_t i = 0; i < rows; ++i)
-              for (int piece = 0; piece < stores; ++piece)
-                terms.pack.store(tile.c + i * width + buffers.positions[piece].lane,
-                                 target + i * output.stride[2] + offset_of<Rank>(buffers.positions[piece], output),
-                                 output.axis_stride[Rank - 1], buffers.positions[piece].length);
-          row += rows;
-        }
+        multiply(group, chunk, runs, panel, own);
       }
     }
-  });
-  return true;
-}
+  }
+
+  // Of the list of what each tap reads.
+  int64_t piece_bytes() const { return taps_ * cut_.tap_pieces * static_cast<int64_t>(sizeof(Piece)); }
+
+ private:
+  // What a task computes: rows of the output at a panel of positions.
+  struct Panel {
+    int64_t first_row, end_row;
+    int64_t first, lanes, width;  // width: lanes in whole vectors
+    int stores;                   // pieces of positions that are neighbours in the output
+    bool direct;                  // sums lie in the output as tiles write them
+  };
+
+  void place(Panel& panel, const Own& own) const {
+    const Geometry<3>& geometry = problem_.geometry;
+    const int pieces = split_positions<3>(panel.first, panel.lanes, geometry.positions, own.positions);
+    Piece* next = own.pieces;
+    for (int64_t tap = 0; tap < taps_; ++tap)
+      next = pieces_of_tap<3>(tap_list_[tap], geometry, problem_.image.layout, own.positions, pieces,
+                              terms_.tiles.lanes, own.taps[tap], next);
+    panel.stores = output_lines_ ? join_pieces<3>(own.positions, pieces) : pieces;
+    const int64_t per_image = geometry.position_numel();
+    panel.direct = std::is_same_v<Sum, From> && output_lines_ && panel.lanes == panel.width &&
+                   panel.first / per_image == (panel.first + panel.lanes - 1) / per_image;
+  }
+
+  const Element* weight_row(int64_t group, int64_t row) const {
+    const int64_t variant = row / problem_.rows(), row_of_group = row % problem_.rows();
+    if (!in_place_) return reinterpret_cast<const Element*>(packed_ + (group * cut_.rows + row) * pitch_);
+    return reinterpret_cast<const Element*>(problem_.weight_of(variant).at(group, row_of_group).data);
+  }
+
+  // sums[row, position] (+)= weight[row, term] * panel[term, position] over a chunk; stores the last one.
+  void multiply(int64_t group, int64_t chunk, int64_t runs, const Panel& panel, const Own& own) const {
+    const PlaneLayout<3>& output = problem_.output.layout;
+    const int64_t group_rows = problem_.rows(), tile_rows = terms_.tiles.rows, width = panel.width;
+    const int64_t row_stride = in_place_ ? problem_.weight.layout.stride[1] : pitch_ * Terms::kHalves;
+    const int64_t per_image = problem_.geometry.position_numel();
+    for (int64_t row = panel.first_row; row < panel.end_row;) {
+      // A tile keeps to one output.
+      const int64_t variant = row / group_rows, row_of_group = row % group_rows;
+      const int64_t rows = std::min({tile_rows, panel.end_row - row, group_rows - row_of_group});
+      From* const target = reinterpret_cast<From*>(problem_.output_of(variant).data) + group * output.stride[1] +
+                           row_of_group * output.stride[2];
+      const Element* const weight = weight_row(group, row);
+      for (int64_t j = 0; j < runs; ++j)
+        for (int64_t i = 0; i < rows; ++i)
+          own.run_rows[j * tile_rows + i] = reinterpret_cast<const T*>(weight + i * row_stride + own.origins[j].weight);
+      if (row + rows < panel.end_row) fetch_ahead(weight_row(group, row + rows), row_stride, rows, runs, own);
+      TileArguments<T> tile{own.runs, runs, 0, own.panel, width, width, own.tile, width, Start::zero, nullptr};
+      if (panel.direct) {
+        tile.c = reinterpret_cast<Sum*>(target + panel.first / per_image * output.stride[0] + panel.first % per_image);
+        tile.c_step = output.stride[2];
+      } else if (cut_.chunks.count > 1) {
+        tile.c = own.sums + (row - panel.first_row) * width;
+      }
+      if (chunk > 0) {
+        tile.start = Start::sum;
+      } else if (problem_.bias) {
+        tile.start = Start::row_bias;
+        tile.bias = bias_ + group * cut_.rows + row;
+      }
+      terms_.multiply(width, rows, tile);
+      if (!panel.direct && chunk == cut_.chunks.count - 1)
+        for (int64_t i = 0; i < rows; ++i)
+          for (int piece = 0; piece < panel.stores; ++piece)
+            terms_.pack.store(tile.c + i * width + own.positions[piece].lane,
+                              target + i * output.stride[2] + offset_of<3>(own.positions[piece], output),
+                              output.axis_stride[2], own.positions[piece].length);
+      row += rows;
+    }
+  }
+
+  static void fetch_ahead(const Element* weight, int64_t row_stride, int64_t rows, int64_t runs, const Own& own) {
+    for (int64_t j = 0; j < runs; ++j)
+      for (int64_t i = 0; i < rows; ++i)
+        for (int64_t line = 0; line < kLinesAhead; ++line)
+          __builtin_prefetch(weight + i * row_stride + own.origins[j].weight +
+                                 line * (kAlignment / static_cast<int64_t>(sizeof(Element))),
+                             0, 2);
+  }
+
+  const Terms terms_;
+  const Correlation<3>& problem_;
+  const PositionsPlan cut_;
+  const int64_t taps_, positions_;
+  const bool in_place_;      // the weight is read where it lies
+  const bool output_lines_;  // positions of an image are a line in the output
+  const int64_t pitch_;      // of a packed row of the weight
+  // What all tasks read.
+  T* packed_ = nullptr;
+  Sum* bias_ = nullptr;
+  Tap<3>* tap_list_ = nullptr;
+  int64_t* weight_offsets_ = nullptr;
+};
 
 }  // namespace
 
-bool few_positions(const Correlation<3>& problem) {
+const char* plan_few_positions(const Correlation<3>& problem, const Call& call, JobSlot& slot) {
+  if (const char* const reason = decline_channels(OneImage(problem))) return reason;
   bool few = false;
   with_terms(problem.image.dtype, [&](const auto& terms) {
     using Terms = std::decay_t<decltype(terms)>;
@@ -295,13 +270,21 @@ bool few_positions(const Correlation<3>& problem) {
     few = taps_are_lines<Terms>(problem.weight) && most_terms(terms) >= kChunkTerms &&
           row_bytes >= kGatherBytes * problem.batch() * problem.geometry.position_numel();
   });
-  return few;
+  return few ? plan_positions(problem, call, slot) : "to pack the weight takes less time than to gather all patches";
 }
 
-bool correlate_positions(const Correlation<3>& problem) {
-  bool done = false;
-  with_terms(problem.image.dtype, [&](const auto& terms) { done = run(terms, problem); });
-  return done;
+const char* decline_positions(const CorrelateImage& problem) {
+  return has_terms(problem->image.dtype) ? nullptr : kNoTerms;
+}
+
+const char* plan_positions(const Correlation<3>& problem, const Call&, JobSlot& slot) {
+  int64_t piece_bytes = 0;
+  with_terms(problem.image.dtype, [&](const auto& terms) {
+    const auto& job = slot.emplace<PositionsJob<std::decay_t<decltype(terms)>>>(terms, problem);
+    piece_bytes = job.piece_bytes();
+  });
+  return piece_bytes > workspace_limit().cpu / 2 ? "what the taps read of a panel does not fit the workspace limit"
+                                                 : nullptr;
 }
 
 }  // namespace unfoldconv::cpu

@@ -1,4 +1,4 @@
-// The correlation engine for short sums or few rows of weights, over channels that adjoin in memory
+// The correlation engine for short sums or few rows of weights, over channels that are neighbours in memory
 // (correlate_engines.h).
 //
 // A row of a patch, all taps along the last axis and all channels of each, is then one strip of memory. A task owns
@@ -9,13 +9,12 @@
 #include "cpu/correlate/correlate_engines.h"
 #include "cpu/shared/image_lines.h"
 #include "cpu/shared/terms.h"
-#include "runtime/workspace.h"
 
 namespace unfoldconv::cpu {
 namespace {
 
 // With more channels than these a row of the image has to be long: another engine fills tiles across rows.
-constexpr int64_t kFewChannels = 7, kMostChannels = 256;
+constexpr int64_t kFewStripChannels = 7, kMostStripChannels = 256;
 constexpr int64_t kLeastPositions = 12, kLongRow = 64;
 constexpr int64_t kLeastDotTerms = 24;  // of a strip; shorter ones leave too many lanes empty
 // Sums of several blocks are left to tiles, which take a chunk of them at a time, unless the weight stays in cache; and
@@ -23,7 +22,7 @@ constexpr int64_t kLeastDotTerms = 24;  // of a strip; shorter ones leave too ma
 constexpr int64_t kLongSumBytes = 128 * 1024;
 constexpr int64_t kMostPositions = 256;  // of a row that are computed at a time
 // Where tiles multiply many terms at a time, longer sums are theirs.
-constexpr int64_t kShortSum = 64;
+constexpr int64_t kShortTileSum = 64;  // terms
 
 template <class T, class From>
 const StripTiles<T, From>& strip_tiles() {
@@ -57,7 +56,7 @@ struct ImageRows : RowPieces<Rank> {
     return (positions - 1) * geometry.stride[last] + geometry.kernel[last];
   }
 
-  // Channels adjoin, or there is one: they come all at once.
+  // Channels are neighbours in memory, or there is one: they come all at once.
   template <class Terms, class Element>
   void fill(const Terms& terms, const Geometry<Rank>& geometry, const PlaneLayout<Rank>& image,
             const typename Terms::From* row, int64_t /*first_channel*/, int64_t channels,
@@ -135,136 +134,188 @@ void pack_lines(const Terms& terms, const Planes<Rank>& weight, const Geometry<R
     }
 }
 
-template <class Terms, int Rank>
-bool run(const Terms& terms, const Correlation<Rank>& problem) {
+template <class Terms>
+class StripsJob final : public TaskJob<StripsJob<Terms>> {
   using T = typename Terms::T;
   using From = typename Terms::From;
   using Sum = typename Terms::Sum;
   using Element = typename Terms::Element;
-  const StripTiles<T, From>& tiles = strip_tiles<T, From>();
-  if (tiles.vectors == 0) return false;
-  const Geometry<Rank>& geometry = problem.geometry;
-  const PlaneLayout<Rank>&image = problem.image.layout, &output = problem.output.layout;
-  const int64_t groups = problem.groups(), rows = problem.rows(), channels = problem.channels();
-  const ImageRows<Rank> image_rows(geometry, problem.batch(), channels);
-  const int64_t strips = image_rows.kernel_rows, length = image_rows.taps * channels;
-  const int64_t strip_terms = Terms::count(length), term_count = strips * strip_terms;
-  const bool dots = rows <= kDotColumns, long_sum = term_count > kBlockTerms<T>;
-  if (dots) {
-    if (terms.tiles.dots[0] == nullptr || length % Terms::kHalves != 0 || length < kLeastDotTerms) return false;
-    if (geometry.positions[Rank - 1] < kLeastPositions || geometry.tap_numel() == 1) return false;
-  } else {
-    if (geometry.positions[Rank - 1] < (channels > kFewChannels ? kLongRow : kLeastPositions)) return false;
-    const int64_t weight_bytes = term_count * round_up(rows, tiles.lanes) * static_cast<int64_t>(sizeof(T));
-    if (long_sum && (weight_bytes > kLongSumBytes || geometry.tap_numel() == 1 || channels == 1)) return false;
-    if (terms.tiles.depth > 1 && (channels > kFewChannels || term_count > kShortSum)) return false;
-  }
-  const int64_t padded_rows = dots ? rows : round_up(rows, tiles.lanes);
-  // Panels of as many vectors each as can be.
-  const int64_t vectors = ceil_div(rows, tiles.lanes), panels = ceil_div(vectors, tiles.vectors);
-  const int64_t panel_rows = ceil_div(vectors, panels) * tiles.lanes;
 
-  const auto carve = [&](Carver& carver) {
-    return Buffers<Terms>{carver.take<Element>(strips * image_rows.numel),
-                          carver.take<LineCache::Slot>(strips),
-                          carver.take<int64_t>(strips),
-                          carver.take<const Element*>(strips),
-                          carver.take<Run<T>>(dots ? strips : 0),
-                          carver.take<const T*>(dots ? strips * image_rows.piece : 0),
-                          carver.take<Sum>(dots ? image_rows.piece * rows : 0)};
-  };
-  Carver count;
-  carve(count);
-  if (count.bytes() > workspace_limit().cpu) return false;
+ public:
+  StripsJob(const Terms& terms, const Correlation<3>& problem)
+      : terms_(terms),
+        tiles_(strip_tiles<T, From>()),
+        problem_(problem),
+        rows_(problem.rows()),
+        image_rows_(problem.geometry, problem.batch(), problem.channels()),
+        strips_(image_rows_.kernel_rows),
+        length_(image_rows_.taps * problem.channels()),
+        strip_terms_(Terms::count(length_)),
+        dots_(rows_ <= kDotColumns),
+        padded_rows_(dots_ ? rows_ : round_up(rows_, tiles_.lanes)) {
+    // Panels of as many vectors each as can be.
+    const int64_t vectors = ceil_div(rows_, tiles_.lanes), panels = ceil_div(vectors, tiles_.vectors);
+    panel_rows_ = ceil_div(vectors, panels) * tiles_.lanes;
+    split_ = ceil_div(image_rows_.pieces, std::min(image_rows_.pieces, kTasksPerProblem));
+    splits_ = ceil_div(image_rows_.pieces, split_);
 
-  const auto carve_shared = [&](Carver& carver) {
-    return std::make_tuple(carver.take<T>(groups * term_count * padded_rows + 1),  // pack.line fills up the last Pair
-                           carver.take<Sum>(groups * padded_rows), carver.take<Tap<Rank>>(geometry.tap_numel()));
-  };
-  Carver shared_count;
-  carve_shared(shared_count);
-  const int64_t split = ceil_div(image_rows.pieces, std::min(image_rows.pieces, kTasksPerProblem));
-  const int64_t splits = ceil_div(image_rows.pieces, split), tasks = groups * splits;
-  if (LegacyReport* const report = LegacyReport::wanted()) {
-    report->engine("", tasks, count.bytes(), shared_count.bytes(),
-                   "channels adjoin in memory, few rows or short sums: rows of patches are multiplied where they lie");
-    return true;
+    Plan& plan = this->plan_;
+    plan.why = "few rows or short sums: rows of patches are neighbours in memory, and multiplied where they lie";
+    plan.tasks = problem.groups() * splits_;
+    plan.serial = problem.flops() < kSerialFlops;
+    this->measure();
   }
-  const Scratch shared(shared_count.bytes(), *problem.like);
-  Carver shared_carver(shared.data_ptr());
-  const auto [packed, bias, tap_list] = carve_shared(shared_carver);
-  for (int64_t group = 0; group < groups; ++group) {
-    if (dots) pack_lines(terms, problem.weight, geometry, group, packed + group * rows * term_count);
-    for (int64_t row = 0; row < (dots ? 0 : rows); row += panel_rows)
-      pack_panel<Terms, Rank>(problem.weight, geometry, group, row, std::min(panel_rows, rows - row),
-                              std::min(panel_rows, padded_rows - row),
-                              reinterpret_cast<Element*>(packed + (group * padded_rows + row) * term_count));
-  }
-  if (problem.bias)
-    widen_bias<Terms>(problem.bias, groups, 1, rows, padded_rows, bias);
-  else
-    std::fill_n(bias, groups * padded_rows, Sum{});
-  list_taps<Rank>(geometry, image.axis_stride, tap_list);
 
-  const bool serial =
-      2. * problem.batch() * geometry.position_numel() * groups * rows * channels * geometry.tap_numel() < kSerialFlops;
-  run_tasks(tasks, serial, *problem.like, carve, [&](int64_t task, const auto& buffers) {
-    const int64_t group = task / splits, first = task % splits * split;
-    const int64_t end = std::min(image_rows.pieces, first + split);
-    const From* const plane = reinterpret_cast<const From*>(problem.image.data) + group * image.stride[1];
-    From* const result = reinterpret_cast<From*>(problem.output.data) + group * output.stride[1];
-    LineCache cache(buffers.slots, strips);
-    for (int64_t index = first; index < end; ++index) {
-      const PositionPiece<Rank> piece = image_rows.at(index, geometry);
-      fetch_lines(terms, image_rows, geometry, image, plane, channels, tap_list, &piece, 1, cache, buffers.rows,
-                  buffers.sets);
-      for (int64_t i = 0; i < strips; ++i)
-        buffers.strip[i] = buffers.sets[i] < 0 ? nullptr : buffers.rows + buffers.sets[i] * image_rows.numel;
-      From* const to = result + offset_of<Rank>(piece, output);
-      const int64_t step = geometry.stride[Rank - 1] * channels, to_step = output.axis_stride[Rank - 1];
-      if (dots) {
-        Run<T>* next = buffers.runs;
-        for (int64_t i = 0; i < strips; ++i) {
-          if (buffers.strip[i] == nullptr) continue;
-          const T** const run_rows = buffers.run_rows + i * image_rows.piece;
-          for (int64_t j = 0; j < piece.length; ++j)
-            run_rows[j] = reinterpret_cast<const T*>(buffers.strip[i] + j * step);
-          *next++ = {run_rows, i * strip_terms, strip_terms, false};
-        }
-        terms.dots(rows)({buffers.runs, next - buffers.runs, 0, packed + group * rows * term_count, 1, term_count,
-                          buffers.sums, rows, Start::lane_bias, bias + group * rows},
-                         static_cast<int>(piece.length));
-        if (to_step == rows)
-          terms.pack.store(buffers.sums, to, 1, piece.length * rows);
-        else
-          for (int64_t j = 0; j < piece.length; ++j)
-            terms.pack.store(buffers.sums + j * rows, to + j * to_step, output.stride[2], rows);
-        continue;
-      }
-      for (int64_t row = 0; row < rows; row += panel_rows) {
-        const int64_t width = std::min(panel_rows, padded_rows - row), panel = group * padded_rows + row;
-        tiles.tile[width / tiles.lanes - 1]({buffers.strip, strips, length, step, packed + panel * term_count,
-                                             bias + panel, to + row, to_step, piece.length,
-                                             static_cast<int>(std::min(width, rows - row))});
-      }
+  Buffers<Terms> buffers(Carver& carver) const {
+    return {carver.take<Element>(strips_ * image_rows_.numel),
+            carver.take<LineCache::Slot>(strips_),
+            carver.take<int64_t>(strips_),
+            carver.take<const Element*>(strips_),
+            carver.take<Run<T>>(dots_ ? strips_ : 0),
+            carver.take<const T*>(dots_ ? strips_ * image_rows_.piece : 0),
+            carver.take<Sum>(dots_ ? image_rows_.piece * rows_ : 0)};
+  }
+
+  void share(Carver& carver) {
+    packed_ = carver.take<T>(problem_.groups() * term_count() * padded_rows_ + 1);  // pack.line fills up the last Pair
+    bias_ = carver.take<Sum>(problem_.groups() * padded_rows_);
+    taps_ = carver.take<Tap<3>>(problem_.geometry.tap_numel());
+  }
+
+  void fill(const Call&) {
+    const int64_t groups = problem_.groups();
+    for (int64_t group = 0; group < groups; ++group) {
+      if (dots_) pack_lines(terms_, problem_.weight, problem_.geometry, group, packed_ + group * rows_ * term_count());
+      for (int64_t row = 0; row < (dots_ ? 0 : rows_); row += panel_rows_)
+        pack_panel<Terms, 3>(problem_.weight, problem_.geometry, group, row, std::min(panel_rows_, rows_ - row),
+                             std::min(panel_rows_, padded_rows_ - row),
+                             reinterpret_cast<Element*>(packed_ + (group * padded_rows_ + row) * term_count()));
     }
-  });
-  return true;
+    if (problem_.bias)
+      widen_bias<Terms>(problem_.bias, groups, 1, rows_, padded_rows_, bias_);
+    else
+      std::fill_n(bias_, groups * padded_rows_, Sum{});
+    list_taps<3>(problem_.geometry, problem_.image.layout.axis_stride, taps_);
+  }
+
+  void run_task(const Call&, int64_t task, const Buffers<Terms>& own) const {
+    const PlaneLayout<3>&image = problem_.image.layout, &output = problem_.output.layout;
+    const int64_t group = task / splits_, first = task % splits_ * split_;
+    const From* const plane = reinterpret_cast<const From*>(problem_.image.data) + group * image.stride[1];
+    From* const result = reinterpret_cast<From*>(problem_.output.data) + group * output.stride[1];
+    LineCache cache(own.slots, strips_);
+    for (int64_t index = first, end = std::min(image_rows_.pieces, first + split_); index < end; ++index) {
+      const PositionPiece<3> piece = image_rows_.at(index, problem_.geometry);
+      fetch_lines(terms_, image_rows_, problem_.geometry, image, plane, problem_.channels(), taps_, &piece, 1, cache,
+                  own.rows, own.sets);
+      for (int64_t i = 0; i < strips_; ++i)
+        own.strip[i] = own.sets[i] < 0 ? nullptr : own.rows + own.sets[i] * image_rows_.numel;
+      From* const to = result + offset_of<3>(piece, output);
+      if (dots_)
+        multiply_dots(group, piece, own, to);
+      else
+        multiply_tiles(group, piece, own, to);
+    }
+  }
+
+ private:
+  int64_t term_count() const { return strips_ * strip_terms_; }
+  int64_t step() const { return problem_.geometry.stride[2] * problem_.channels(); }  // from one strip to the next
+
+  // Neighbouring terms are in the lanes.
+  void multiply_dots(int64_t group, const PositionPiece<3>& piece, const Buffers<Terms>& own, From* to) const {
+    Run<T>* next = own.runs;
+    for (int64_t i = 0; i < strips_; ++i) {
+      if (own.strip[i] == nullptr) continue;
+      const T** const run_rows = own.run_rows + i * image_rows_.piece;
+      for (int64_t j = 0; j < piece.length; ++j) run_rows[j] = reinterpret_cast<const T*>(own.strip[i] + j * step());
+      *next++ = {run_rows, i * strip_terms_, strip_terms_, false};
+    }
+    terms_.dots(rows_)({own.runs, next - own.runs, 0, packed_ + group * rows_ * term_count(), 1, term_count(), own.sums,
+                        rows_, Start::lane_bias, bias_ + group * rows_},
+                       static_cast<int>(piece.length));
+    const PlaneLayout<3>& output = problem_.output.layout;
+    const int64_t to_step = output.axis_stride[2];
+    if (to_step == rows_)
+      terms_.pack.store(own.sums, to, 1, piece.length * rows_);
+    else
+      for (int64_t j = 0; j < piece.length; ++j)
+        terms_.pack.store(own.sums + j * rows_, to + j * to_step, output.stride[2], rows_);
+  }
+
+  // Output channels are in the lanes.
+  void multiply_tiles(int64_t group, const PositionPiece<3>& piece, const Buffers<Terms>& own, From* to) const {
+    for (int64_t row = 0; row < rows_; row += panel_rows_) {
+      const int64_t width = std::min(panel_rows_, padded_rows_ - row), panel = group * padded_rows_ + row;
+      tiles_.tile[width / tiles_.lanes - 1]({own.strip, strips_, length_, step(), packed_ + panel * term_count(),
+                                             bias_ + panel, to + row, problem_.output.layout.axis_stride[2],
+                                             piece.length, static_cast<int>(std::min(width, rows_ - row))});
+    }
+  }
+
+  const Terms terms_;
+  const StripTiles<T, From>& tiles_;
+  const Correlation<3>& problem_;
+  const int64_t rows_;
+  const ImageRows<3> image_rows_;
+  const int64_t strips_, length_, strip_terms_;  // of a patch; elements and terms of one
+  const bool dots_;
+  const int64_t padded_rows_;
+  int64_t panel_rows_;
+  int64_t split_, splits_;  // pieces of a task, and tasks of a group
+  // What all tasks read.
+  T* packed_ = nullptr;
+  Sum* bias_ = nullptr;
+  Tap<3>* taps_ = nullptr;
+};
+
+// What depends on the terms.
+template <class Terms>
+const char* decline_terms(const Terms& terms, const Correlation<3>& problem) {
+  using T = typename Terms::T;
+  const StripTiles<T, typename Terms::From>& tiles = strip_tiles<T, typename Terms::From>();
+  if (tiles.vectors == 0) return "the instruction set has no kernel for strips of this dtype";
+  const Geometry<3>& geometry = problem.geometry;
+  const int64_t rows = problem.rows(), channels = problem.channels();
+  const int64_t length = geometry.kernel[2] * channels, positions = geometry.positions[2];
+  const int64_t term_count = geometry.tap_numel() / geometry.kernel[2] * Terms::count(length);
+  if (rows <= kDotColumns) {
+    if (terms.tiles.dots[0] == nullptr || length % Terms::kHalves != 0 || length < kLeastDotTerms)
+      return "few rows, but the strips are too short to have their terms in the lanes";
+    if (positions < kLeastPositions) return "rows of fewer than 12 positions do not repay a copy of the image's rows";
+    return geometry.tap_numel() == 1 ? "a single tap reads no element twice" : nullptr;
+  }
+  if (positions < (channels > kFewStripChannels ? kLongRow : kLeastPositions))
+    return "rows of so few positions (12, with more than 7 channels 64) leave tiles too short";
+  const int64_t weight_bytes = term_count * round_up(rows, tiles.lanes) * static_cast<int64_t>(sizeof(T));
+  if (term_count > kBlockTerms<T> && (weight_bytes > kLongSumBytes || geometry.tap_numel() == 1 || channels == 1))
+    return "long sums, and a weight that does not stay in cache, a single tap, or a single channel";
+  if (terms.tiles.depth > 1 && (channels > kFewStripChannels || term_count > kShortTileSum))
+    return "tiles that multiply many terms at a time suit sums of more than 64 terms";
+  return nullptr;
 }
 
 }  // namespace
 
-bool correlate_strips(const Correlation<3>& problem) {
-  const Geometry<3>& geometry = problem.geometry;
-  const PlaneLayout<3>&image = problem.image.layout, &output = problem.output.layout;
-  const int64_t channels = problem.channels();
-  if (problem.variants() > 1 || channels > kMostChannels) return false;
-  if (geometry.dilation[2] != 1 && geometry.kernel[2] > 1) return false;
-  if (channels > 1 && (image.stride[2] != 1 || image.axis_stride[2] != channels)) return false;
-  if (output.stride[2] != 1 && problem.rows() > 1) return false;
-  bool done = false;
-  with_terms(problem.image.dtype, [&](const auto& terms) { done = run(terms, problem); });
-  return done;
+const char* decline_strips(const OneImage<Correlation<3>>& problem) {
+  const Geometry<3>& geometry = problem->geometry;
+  const PlaneLayout<3>&image = problem->image.layout, &output = problem->output.layout;
+  const int64_t channels = problem->channels();
+  if (problem->variants() > 1) return "outputs that share their columns are multiplied from a panel";
+  if (channels > kMostStripChannels) return "more than 256 channels: other engines fill tiles across rows";
+  if (geometry.dilation[2] != 1 && geometry.kernel[2] > 1) return "dilated taps are not neighbours in memory";
+  if (channels > 1 && (image.stride[2] != 1 || image.axis_stride[2] != channels))
+    return "channels and pixels of the image are not neighbours in memory";
+  if (output.stride[2] != 1 && problem->rows() > 1) return "channels of the output are not neighbours in memory";
+  const char* reason = kNoTerms;
+  with_terms(problem->image.dtype, [&](const auto& terms) { reason = decline_terms(terms, *problem); });
+  return reason;
+}
+
+const char* plan_strips(const Correlation<3>& problem, const Call&, JobSlot& slot) {
+  with_terms(problem.image.dtype,
+             [&](const auto& terms) { slot.emplace<StripsJob<std::decay_t<decltype(terms)>>>(terms, problem); });
+  return nullptr;
 }
 
 }  // namespace unfoldconv::cpu

@@ -5,10 +5,10 @@
 //                        weight[g, c, (m, t)] * image[n, g, c, window(p, t)]
 //
 // A task owns some panels of positions, counted over all images, and some rows of the output, whose sums it keeps. For
-// a chunk of the channels it gathers what all taps of its panels read. Then it turns a few rows of the weight at a time
-// and multiplies every panel by them while they are in cache, so that nothing of a turned weight goes to memory. Taps
-// that read only padding in a panel are left out, which changes no bit of a sum, unless their weight is infinite or
-// NaN.
+// a chunk of the channels it gathers what all taps of its panels read. Then it transposes a few rows of the weight at a
+// time and multiplies every panel by them while they are in cache, so that nothing of a transposed weight goes to
+// memory. Taps that read only padding in a panel are left out, which changes no bit of a sum, unless their weight is
+// infinite or NaN.
 #include "cpu/correlate/correlate_engines.h"
 #include "cpu/correlate/transposed_plan.h"
 #include "cpu/correlate/transposed_rows.h"
@@ -52,63 +52,47 @@ struct Buffers {
 };
 
 template <class Terms>
-class TurnedCorrelation {
+class TransposedJob final : public TaskJob<TransposedJob<Terms>> {
   using T = typename Terms::T;
   using From = typename Terms::From;
   using Sum = typename Terms::Sum;
 
  public:
-  TurnedCorrelation(const Terms& terms, const Correlation<3>& problem)
+  TransposedJob(const Terms& terms, const Correlation<3>& problem)
       : terms_(terms),
         problem_(problem),
         tile_rows_(terms.tiles.rows),
         positions_(problem.batch() * problem.geometry.position_numel()) {}
 
-  // Returns false, having done nothing, where a task does not fit into the limit of memory.
-  bool run() {
-    const auto fits = [&](const TurnedPlan& plan) {
-      plan_ = plan;
+  // Returns false where a task does not fit into the limit of memory.
+  bool find_plan() {
+    const auto fits = [&](const TransposedPlan& plan) {
+      cut_ = plan;
       Carver needed;
       buffers(needed);
       return needed.bytes() <= workspace_limit().cpu;
     };
-    const std::optional<TurnedPlan> plan = turned_plan(terms_, problem_, fits);
-    if (!plan) return false;
-    plan_ = *plan;
-    const auto carve = [&](Carver& carver) { return buffers(carver); };
-    Carver count;
-    carve(count);
-    Carver shared_count;
-    carve_shared(shared_count);
-    const int64_t tasks = plan_.blocks * problem_.groups() * plan_.row_parts;
-    if (LegacyReport* const report = LegacyReport::wanted()) {
-      report->engine(terms_.tile_name(plan_.panel_lanes), tasks, count.bytes(), shared_count.bytes(),
-                     "positions fill the vectors, and weights are turned a few rows at a time, because neither has "
-                     "channels that adjoin in memory");
-      return true;
-    }
-    const Tensor shared = allocate_bytes(shared_count.bytes(), *problem_.like);
-    Carver carver(static_cast<char*>(shared.data_ptr()));
-    carve_shared(carver);
-    const Planes<3>& weight = problem_.weight;
-    list_offsets<3>(problem_.geometry.kernel, weight.layout.axis_stride, tap_lines_);
-    first_line_ = *std::min_element(tap_lines_, tap_lines_ + plan_.taps);
-    for (int64_t tap = 0; tap < plan_.taps; ++tap) tap_lines_[tap] -= first_line_;
-    list_taps<3>(problem_.geometry, problem_.image.layout.axis_stride, tap_list_);
-    if (problem_.bias) widen_bias<Terms>(problem_.bias, problem_.groups(), 1, problem_.rows(), problem_.rows(), bias_);
-    const bool serial =
-        2. * positions_ * problem_.groups() * problem_.rows() * problem_.channels() * plan_.taps < kSerialFlops;
-    run_tasks(tasks, serial, *problem_.like, carve, [&](int64_t task, const auto& own) { run_task(task, own); });
+    const std::optional<TransposedPlan> found = transposed_plan(terms_, problem_, fits);
+    if (!found) return false;
+    cut_ = *found;
+    Plan& plan = this->plan_;
+    plan.why =
+        "positions fill the vectors, and weights are transposed a few rows at a time, because neither has channels "
+        "that are neighbours in memory";
+    plan.tile_rows = tile_rows_;
+    plan.tile_lanes = cut_.panel_lanes;
+    plan.tasks = cut_.blocks * problem_.groups() * cut_.row_parts;
+    plan.serial = problem_.flops() < kSerialFlops;
+    this->measure();
     return true;
   }
 
- private:
   Buffers<Terms> buffers(Carver& carver) const {
-    const TurnedPlan& p = plan_;
+    const TransposedPlan& p = cut_;
     const int64_t panel_taps = p.panels * p.taps;
     return {carver.take<T>(panel_taps * p.chunk * p.panel_lanes),
             carver.take<Sum>(p.panels * p.task_rows * p.panel_lanes),
-            carver.take<T>(p.turned_rows * p.taps * p.pitch),
+            carver.take<T>(p.transposed_rows * p.taps * p.pitch),
             carver.take<TaskPanel>(p.panels),
             carver.take<PositionPiece<3>>(p.panels * p.tap_pieces),
             carver.take<TapPieces>(panel_taps),
@@ -118,29 +102,37 @@ class TurnedCorrelation {
             carver.take<const T*>(panel_taps * tile_rows_)};
   }
 
-  void carve_shared(Carver& carver) {
+  void share(Carver& carver) {
     bias_ = carver.take<Sum>(problem_.bias ? problem_.groups() * problem_.rows() : 0);
-    tap_list_ = carver.take<Tap<3>>(plan_.taps);
-    tap_lines_ = carver.take<int64_t>(plan_.taps);
+    tap_list_ = carver.take<Tap<3>>(cut_.taps);
+    tap_lines_ = carver.take<int64_t>(cut_.taps);
   }
 
-  void run_task(int64_t task, const Buffers<Terms>& own) const {
+  void fill(const Call&) {
+    list_offsets<3>(problem_.geometry.kernel, problem_.weight.layout.axis_stride, tap_lines_);
+    first_line_ = *std::min_element(tap_lines_, tap_lines_ + cut_.taps);
+    for (int64_t tap = 0; tap < cut_.taps; ++tap) tap_lines_[tap] -= first_line_;
+    list_taps<3>(problem_.geometry, problem_.image.layout.axis_stride, tap_list_);
+    if (problem_.bias) widen_bias<Terms>(problem_.bias, problem_.groups(), 1, problem_.rows(), problem_.rows(), bias_);
+  }
+
+  void run_task(const Call&, int64_t task, const Buffers<Terms>& own) const {
     const TileScope<T> scope(terms_.tiles);
-    const int64_t first_row = task % plan_.row_parts * plan_.task_rows;
-    const int64_t end_row = std::min(problem_.rows(), first_row + plan_.task_rows);
-    const int64_t group = task / plan_.row_parts % problem_.groups();
-    const int64_t first = task / plan_.row_parts / problem_.groups() * plan_.block_lanes;
-    const int64_t end = std::min(positions_, first + plan_.block_lanes);
-    const int64_t panels = ceil_div(end - first, plan_.panel_lanes);
+    const int64_t first_row = task % cut_.row_parts * cut_.task_rows;
+    const int64_t end_row = std::min(problem_.rows(), first_row + cut_.task_rows);
+    const int64_t group = task / cut_.row_parts % problem_.groups();
+    const int64_t first = task / cut_.row_parts / problem_.groups() * cut_.block_lanes;
+    const int64_t end = std::min(positions_, first + cut_.block_lanes);
+    const int64_t panels = ceil_div(end - first, cut_.panel_lanes);
     for (int64_t panel = 0; panel < panels; ++panel) {
-      const int64_t begin = first + panel * plan_.panel_lanes;
-      place_panel(begin, std::min(plan_.panel_lanes, end - begin), panel, own);
+      const int64_t begin = first + panel * cut_.panel_lanes;
+      place_panel(begin, std::min(cut_.panel_lanes, end - begin), panel, own);
     }
-    for (int64_t chunk = 0; chunk < plan_.chunks; ++chunk) {
+    for (int64_t chunk = 0; chunk < cut_.chunks; ++chunk) {
       for (int64_t panel = 0; panel < panels; ++panel) gather(group, chunk, panel, own);
-      for (int64_t row = first_row; row < end_row; row += plan_.turned_rows) {
-        const int64_t rows = std::min(plan_.turned_rows, end_row - row);
-        turn(group, chunk, row, rows, own.lines);
+      for (int64_t row = first_row; row < end_row; row += cut_.transposed_rows) {
+        const int64_t rows = std::min(cut_.transposed_rows, end_row - row);
+        transpose(group, chunk, row, rows, own.lines);
         const bool last = row + rows == end_row;
         Ahead ahead =
             last ? weight_ahead(group, chunk + 1, first_row, end_row) : weight_ahead(group, chunk, row + rows, end_row);
@@ -152,33 +144,34 @@ class TurnedCorrelation {
     for (int64_t panel = 0; panel < panels; ++panel) store(group, panel, first_row, end_row, own);
   }
 
-  int64_t chunk_terms(int64_t chunk) const { return std::min(plan_.chunk, plan_.tap_terms - chunk * plan_.chunk); }
+ private:
+  int64_t chunk_terms(int64_t chunk) const { return std::min(cut_.chunk, cut_.tap_terms - chunk * cut_.chunk); }
 
   // Lists what each tap reads at the positions of a panel, and its runs of a chunk.
   void place_panel(int64_t first, int64_t lanes, int64_t slot, const Buffers<Terms>& own) const {
     const Geometry<3>& geometry = problem_.geometry;
     TaskPanel& of_task = own.of_task[slot];
-    PositionPiece<3>* const positions = own.positions + slot * plan_.tap_pieces;
+    PositionPiece<3>* const positions = own.positions + slot * cut_.tap_pieces;
     of_task = {lanes, terms_.width(lanes), 0, split_positions<3>(first, lanes, geometry.positions, positions), 0};
-    Piece* next = own.pieces + slot * plan_.taps * plan_.tap_pieces;
-    TapPieces* const taps = own.taps + slot * plan_.taps;
-    for (int64_t tap = 0; tap < plan_.taps; ++tap)
+    Piece* next = own.pieces + slot * cut_.taps * cut_.tap_pieces;
+    TapPieces* const taps = own.taps + slot * cut_.taps;
+    for (int64_t tap = 0; tap < cut_.taps; ++tap)
       next = pieces_of_tap<3>(tap_list_[tap], geometry, problem_.image.layout, positions, of_task.pieces,
                               terms_.tiles.lanes, taps[tap], next);
     of_task.stores = is_line<3>(problem_.output.layout, geometry.positions) ? join_pieces<3>(positions, of_task.pieces)
                                                                             : of_task.pieces;
     // A block of a sum is that of so many taps, whichever of them are left out.
-    const int64_t block_taps = std::max<int64_t>(1, kBlockTerms<T> / plan_.chunk);
+    const int64_t block_taps = std::max<int64_t>(1, kBlockTerms<T> / cut_.chunk);
     const int vectors = static_cast<int>(of_task.width / terms_.tiles.lanes);
-    Run<T>* const runs = own.runs + slot * plan_.taps;
-    int64_t* const run_taps = own.run_taps + slot * plan_.taps;
-    for (int64_t tap = 0; tap < plan_.taps; ++tap) {
+    Run<T>* const runs = own.runs + slot * cut_.taps;
+    int64_t* const run_taps = own.run_taps + slot * cut_.taps;
+    for (int64_t tap = 0; tap < cut_.taps; ++tap) {
       if (std::all_of(taps[tap].count, taps[tap].count + vectors, [](int32_t count) { return count == 0; })) continue;
       const int64_t run = of_task.runs++;
       if (run > 0) runs[run - 1].ends_block = tap / block_taps != run_taps[run - 1] / block_taps;
-      const T** const rows = own.run_rows + (slot * plan_.taps + run) * tile_rows_;
+      const T** const rows = own.run_rows + (slot * cut_.taps + run) * tile_rows_;
       for (int64_t row = 0; row < tile_rows_; ++row)
-        rows[row] = own.lines + (row * plan_.taps + tap_lines_[tap]) * plan_.pitch;
+        rows[row] = own.lines + (row * cut_.taps + tap_lines_[tap]) * cut_.pitch;
       runs[run] = {rows, 0, 0, false};
       run_taps[run] = tap;
     }
@@ -187,9 +180,9 @@ class TurnedCorrelation {
   void gather(int64_t group, int64_t chunk, int64_t slot, const Buffers<Terms>& own) const {
     const PlaneLayout<3>& image = problem_.image.layout;
     const TaskPanel& of_task = own.of_task[slot];
-    const int64_t begin = chunk * plan_.chunk, count = chunk_terms(chunk);
-    Run<T>* const runs = own.runs + slot * plan_.taps;
-    T* const to = own.panels + slot * plan_.taps * plan_.chunk * plan_.panel_lanes;
+    const int64_t begin = chunk * cut_.chunk, count = chunk_terms(chunk);
+    Run<T>* const runs = own.runs + slot * cut_.taps;
+    T* const to = own.panels + slot * cut_.taps * cut_.chunk * cut_.panel_lanes;
     PanelArguments<From> panel{reinterpret_cast<const From*>(problem_.image.data) + group * image.stride[1],
                                image.stride[2],
                                problem_.geometry.stride[2] * image.axis_stride[2],
@@ -204,30 +197,30 @@ class TurnedCorrelation {
       for (int64_t run = 0; run < of_task.runs; ++run) {
         panel.first = begin + term;
         panel.count = std::min(kGatherTerms, count - term);
-        panel.tap_pieces = own.taps + slot * plan_.taps + own.run_taps[slot * plan_.taps + run];
+        panel.tap_pieces = own.taps + slot * cut_.taps + own.run_taps[slot * cut_.taps + run];
         terms_.pack.panel(panel, to + (run * count + term) * of_task.width);
       }
   }
 
-  // The weight that is turned next: its rows and taps of some channels.
+  // The weight that is transposed next: its rows and taps of some channels.
   Ahead weight_ahead(int64_t group, int64_t chunk, int64_t row, int64_t end_row) const {
-    if (chunk == plan_.chunks) return {};
-    const Planes<3> from = problem_.weight.at(group, row, chunk * plan_.chunk * Terms::kHalves);
-    const int64_t size = sizeof(From), rows = std::min(plan_.turned_rows, end_row - row);
-    return {from.data + first_line_ * size, from.layout.stride[2] * size, rows * plan_.taps * size,
+    if (chunk == cut_.chunks) return {};
+    const Planes<3> from = problem_.weight.at(group, row, chunk * cut_.chunk * Terms::kHalves);
+    const int64_t size = sizeof(From), rows = std::min(cut_.transposed_rows, end_row - row);
+    return {from.data + first_line_ * size, from.layout.stride[2] * size, rows * cut_.taps * size,
             chunk_terms(chunk) * Terms::kHalves, 0};
   }
 
   // lines[row, tap][c] = weight[first + c][row, tap], for the channels c of a chunk.
-  void turn(int64_t group, int64_t chunk, int64_t row, int64_t rows, T* lines) const {
+  void transpose(int64_t group, int64_t chunk, int64_t row, int64_t rows, T* lines) const {
     const auto& layout = problem_.weight.layout;
-    const int64_t begin = chunk * plan_.chunk * Terms::kHalves, count = chunk_terms(chunk) * Terms::kHalves;
+    const int64_t begin = chunk * cut_.chunk * Terms::kHalves, count = chunk_terms(chunk) * Terms::kHalves;
     const From* const from = reinterpret_cast<const From*>(problem_.weight.at(group, row, begin).data) + first_line_;
-    terms_.pack.turn(from, layout.stride[2], rows * plan_.taps, count, lines, plan_.pitch * Terms::kHalves);
+    terms_.pack.turn(from, layout.stride[2], rows * cut_.taps, count, lines, cut_.pitch * Terms::kHalves);
   }
 
   Sum* sums_of(int64_t slot, int64_t row_of_task, const Buffers<Terms>& own) const {
-    return own.sums + slot * plan_.task_rows * plan_.panel_lanes + row_of_task * own.of_task[slot].width;
+    return own.sums + slot * cut_.task_rows * cut_.panel_lanes + row_of_task * own.of_task[slot].width;
   }
 
   // sums[m, p] += lines[m, k] * panel[k, p], for the terms k of a chunk.
@@ -235,10 +228,10 @@ class TurnedCorrelation {
                 const Buffers<Terms>& own, Ahead& ahead) const {
     const TaskPanel& of_task = own.of_task[slot];
     const int64_t width = of_task.width;
-    TileArguments<T> tile{own.runs + slot * plan_.taps,
+    TileArguments<T> tile{own.runs + slot * cut_.taps,
                           of_task.runs,
                           0,
-                          own.panels + slot * plan_.taps * plan_.chunk * plan_.panel_lanes,
+                          own.panels + slot * cut_.taps * cut_.chunk * cut_.panel_lanes,
                           width,
                           width,
                           nullptr,
@@ -248,7 +241,7 @@ class TurnedCorrelation {
                                           : Start::zero,
                           nullptr};
     for (int64_t row = 0; row < count; row += tile_rows_) {
-      tile.a_offset = row * plan_.taps * plan_.pitch;
+      tile.a_offset = row * cut_.taps * cut_.pitch;
       tile.c = sums_of(slot, first + row - first_of_task, own);
       if (problem_.bias) tile.bias = bias_ + group * problem_.rows() + first + row;
       ahead.fetch();
@@ -258,7 +251,7 @@ class TurnedCorrelation {
 
   void store(int64_t group, int64_t slot, int64_t first_row, int64_t end_row, const Buffers<Terms>& own) const {
     const PlaneLayout<3>& output = problem_.output.layout;
-    const PositionPiece<3>* const positions = own.positions + slot * plan_.tap_pieces;
+    const PositionPiece<3>* const positions = own.positions + slot * cut_.tap_pieces;
     for (int64_t row = first_row; row < end_row; ++row) {
       From* const to =
           reinterpret_cast<From*>(problem_.output.data) + group * output.stride[1] + row * output.stride[2];
@@ -268,10 +261,10 @@ class TurnedCorrelation {
     }
   }
 
-  const Terms& terms_;
+  const Terms terms_;
   const Correlation<3>& problem_;
   const int64_t tile_rows_, positions_;
-  TurnedPlan plan_{};
+  TransposedPlan cut_{};
   // What all tasks read.
   Sum* bias_ = nullptr;
   Tap<3>* tap_list_ = nullptr;
@@ -281,21 +274,32 @@ class TurnedCorrelation {
 
 }  // namespace
 
-bool correlate_turned(const Correlation<3>& problem) {
-  const Planes<3>& weight = problem.weight;
-  const Geometry<3>& geometry = problem.geometry;
-  if (problem.variants() > 1 || problem.image.layout.stride[2] == 1 || weight.layout.stride[2] == 1 ||
-      geometry.tap_numel() == 0 || !turned_by_rows<3>(weight.layout, geometry.kernel, geometry.position_numel()))
-    return false;
+const char* decline_transposed(const CorrelateImage& problem) {
+  const Planes<3>& weight = problem->weight;
+  const Geometry<3>& geometry = problem->geometry;
+  if (problem->variants() > 1) return "outputs that share their columns are multiplied from a panel";
+  if (problem->image.layout.stride[2] == 1) return "channels of the image are neighbours in memory";
+  if (weight.layout.stride[2] == 1) return "channels of the weight are neighbours in memory already";
+  if (!transposed_by_rows<3>(weight.layout, geometry.kernel, geometry.position_numel()))
+    return "more than 1024 positions, or rows and taps of the weight are not neighbours in memory";
   double sums[3];
   std::copy(geometry.positions, geometry.positions + 3, sums);
   const double padding = padding_share<3>(geometry, sums);
-  bool done = false;
+  const char* reason = kNoTerms;
   with_terms(weight.dtype, [&](const auto& terms) {
-    using Terms = std::decay_t<decltype(terms)>;
-    done = worth_turning<Terms>(problem.channels(), padding) && TurnedCorrelation<Terms>(terms, problem).run();
+    reason = worth_transposing<std::decay_t<decltype(terms)>>(problem->channels(), padding)
+                 ? nullptr
+                 : "runs of so few channels, with so little padding left out, do not repay a transposed weight";
   });
-  return done;
+  return reason;
+}
+
+const char* plan_transposed(const Correlation<3>& problem, const Call&, JobSlot& slot) {
+  bool fits = false;
+  with_terms(problem.weight.dtype, [&](const auto& terms) {
+    fits = slot.emplace<TransposedJob<std::decay_t<decltype(terms)>>>(terms, problem).find_plan();
+  });
+  return fits ? nullptr : "no task fits the workspace limit";
 }
 
 }  // namespace unfoldconv::cpu

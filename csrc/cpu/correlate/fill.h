@@ -6,7 +6,6 @@
 namespace unfoldconv::cpu {
 
 // planes[n, g, m, p] = bias[g, m], or 0 without one, for all positions p of planes of these sizes.
-template <int Rank>
-void fill(const Planes<Rank>& planes, const int64_t (&sizes)[Rank], const char* bias);
+void fill(const Planes<3>& planes, const int64_t (&sizes)[3], const char* bias);
 
 }  // namespace unfoldconv::cpu

@@ -1,6 +1,6 @@
 // Weights whose neighbouring channels lie far apart in memory while, for each of them, all rows and taps are a line: in
-// an input gradient they do. They are multiplied in rows of neighbouring channels, to which they are turned: some rows
-// at a time (correlate_transposed.cpp), or as a whole (transposed_weight.h).
+// an input gradient they do. They are multiplied in rows of neighbouring channels, to which they are transposed: some
+// rows at a time (correlate_transposed.cpp), or as a whole (transposed_weight.h).
 #pragma once
 
 #include <algorithm>
@@ -35,7 +35,7 @@ double padding_share(const Geometry<Rank>& geometry, const double (&sums)[Rank])
 
 // Whether the rows and taps of one channel are neighbours in memory, in whatever order.
 template <int Rank>
-bool rows_and_taps_adjoin(const PlaneLayout<Rank>& layout, const int64_t (&kernel)[Rank]) {
+bool rows_and_taps_are_dense(const PlaneLayout<Rank>& layout, const int64_t (&kernel)[Rank]) {
   std::pair<int64_t, int64_t> axes[Rank + 1];  // stride, size
   for (int axis = 0; axis < Rank; ++axis) axes[axis] = {std::abs(layout.axis_stride[axis]), kernel[axis]};
   axes[Rank] = {layout.stride[1], layout.count[1]};
@@ -48,21 +48,21 @@ bool rows_and_taps_adjoin(const PlaneLayout<Rank>& layout, const int64_t (&kerne
   return true;
 }
 
-// Where an image has more positions than that, to turn a weight as a whole takes less than to turn it for every few
-// panels.
+// Where an image has more positions than that, to transpose a weight as a whole takes less than to transpose it for
+// every few panels.
 constexpr int64_t kFewPositions = 1024;
 
-// Whether it is turned a few rows at a time, for `positions` of an image. Not by the batch: sums are cut elsewhere
+// Whether it is transposed a few rows at a time, for `positions` of an image. Not by the batch: sums are cut elsewhere
 // then.
 template <int Rank>
-bool turned_by_rows(const PlaneLayout<Rank>& layout, const int64_t (&kernel)[Rank], int64_t positions) {
-  return positions <= kFewPositions && rows_and_taps_adjoin(layout, kernel) &&
+bool transposed_by_rows(const PlaneLayout<Rank>& layout, const int64_t (&kernel)[Rank], int64_t positions) {
+  return positions <= kFewPositions && rows_and_taps_are_dense(layout, kernel) &&
          (layout.count[1] == 1 || layout.stride[1] == Geometry<Rank>::product(kernel));
 }
 
-// Whether runs of the turned channels are worth it, with `padding` as the share of it.
+// Whether runs of the transposed channels are worth it, with `padding` as the share of it.
 template <class Terms>
-bool worth_turning(int64_t channels, double padding) {
+bool worth_transposing(int64_t channels, double padding) {
   return channels % Terms::kHalves == 0 && Terms::count(channels) >= kRunTerms &&
          (Terms::count(channels) >= kLongRun || padding >= kMuchPadding);
 }

@@ -8,8 +8,9 @@ namespace {
 constexpr int64_t kBlockLines = 64;  // of a task
 
 // lines[group][line][channel] = from[group][channel][line], with rows and taps as lines.
-template <class Terms, int Rank>
-void turn(const Terms& terms, const Planes<Rank>& weight, int64_t lines, int64_t pitch, typename Terms::Element* to) {
+template <class Terms>
+void transpose_lines(const Terms& terms, const Planes<3>& weight, int64_t lines, int64_t pitch,
+                     typename Terms::Element* to) {
   using From = typename Terms::From;
   const int64_t channels = weight.layout.count[2];
   const int64_t bytes = pitch * static_cast<int64_t>(sizeof(*to));
@@ -26,55 +27,44 @@ void turn(const Terms& terms, const Planes<Rank>& weight, int64_t lines, int64_t
 
 }  // namespace
 
-template <int Rank>
-std::optional<TurnedWeight<Rank>> turned_weight(const Planes<Rank>& weight, const Geometry<Rank>& geometry,
-                                                const Planes<Rank>& image, const Tensor& like) {
-  if (image.layout.stride[2] == 1 || weight.layout.stride[2] == 1 ||
-      !rows_and_taps_adjoin(weight.layout, geometry.kernel))
+std::optional<TransposedWeight> plan_transposed_weight(const InputGrad<3>& problem) {
+  const PlaneLayout<3>& layout = problem.weight.layout;
+  const Geometry<3>& geometry = problem.geometry;
+  if (problem.grad_output.layout.stride[2] == 1 || layout.stride[2] == 1 ||
+      !rows_and_taps_are_dense(layout, geometry.kernel))
     return std::nullopt;
-  const bool one_phase = std::all_of(geometry.stride, geometry.stride + Rank, [](int64_t s) { return s == 1; });
-  if (one_phase && turned_by_rows(weight.layout, geometry.kernel, Geometry<Rank>::product(geometry.image)))
-    return std::nullopt;
-  double sums[Rank];
-  for (int axis = 0; axis < Rank; ++axis)
-    sums[axis] = static_cast<double>(geometry.image[axis]) / geometry.stride[axis];
+  const bool one_phase = std::all_of(geometry.stride, geometry.stride + 3, [](int64_t s) { return s == 1; });
+  if (one_phase && transposed_by_rows(layout, geometry.kernel, geometry.image_numel())) return std::nullopt;
+  double sums[3];
+  for (int axis = 0; axis < 3; ++axis) sums[axis] = static_cast<double>(geometry.image[axis]) / geometry.stride[axis];
   const double padding = padding_share(geometry, sums);
-  std::optional<TurnedWeight<Rank>> result;
-  with_terms(weight.dtype, [&](const auto& terms) {
+  std::optional<TransposedWeight> result;
+  with_terms(problem.weight.dtype, [&](const auto& terms) {
     using Terms = std::decay_t<decltype(terms)>;
-    using Element = typename Terms::Element;
-    const auto& layout = weight.layout;
-    if (!worth_turning<Terms>(layout.count[2], padding)) return;
-    const int64_t lines = layout.count[1] * geometry.tap_numel();
-    const int64_t pitch =
-        line_pitch(layout.count[2] * static_cast<int64_t>(sizeof(Element))) / static_cast<int64_t>(sizeof(Element));
-    Planes<Rank> planes = weight;
+    if (!worth_transposing<Terms>(layout.count[2], padding)) return;
+    constexpr int64_t size = sizeof(typename Terms::Element);
+    const int64_t lines = layout.count[1] * geometry.tap_numel(), pitch = line_pitch(layout.count[2] * size) / size;
+    Planes<3> planes = problem.weight;
     planes.layout.stride[0] = lines * pitch;
     planes.layout.stride[1] *= pitch;
     planes.layout.stride[2] = 1;
     for (int64_t& stride : planes.layout.axis_stride) stride *= pitch;
-    if (!taps_are_lines<Terms, Rank>(planes)) return;
-    Carver count;
-    const auto carve = [&](Carver& carver) { return carver.take<Element>(layout.count[0] * lines * pitch); };
-    carve(count);
-    const bool reported = LegacyReport::wanted() != nullptr;
-    const Tensor memory = allocate_bytes(reported ? 0 : count.bytes(), like);
-    if (!reported) {
-      Carver carver(static_cast<char*>(memory.data_ptr()));
-      Element* const to = carve(carver);
-      turn(terms, weight, lines, pitch, to);
-      planes.data = reinterpret_cast<char*>(to);
-    }
-    result = TurnedWeight<Rank>{memory, planes, count.bytes()};
+    if (taps_are_lines<Terms, 3>(planes))
+      result = {planes, round_up(layout.count[0] * lines * pitch * size, kAlignment)};
   });
   return result;
 }
 
-#define UNFOLDCONV_INSTANTIATE(RANK)                                                                         \
-  template std::optional<TurnedWeight<RANK>> turned_weight<RANK>(const Planes<RANK>&, const Geometry<RANK>&, \
-                                                                 const Planes<RANK>&, const Tensor&);
-UNFOLDCONV_INSTANTIATE(1)
-UNFOLDCONV_INSTANTIATE(2)
-UNFOLDCONV_INSTANTIATE(3)
+Planes<3> transpose_weight(const InputGrad<3>& problem, const TransposedWeight& plan, char* memory) {
+  Planes<3> planes = plan.planes;
+  with_terms(planes.dtype, [&](const auto& terms) {
+    using Element = typename std::decay_t<decltype(terms)>::Element;
+    planes.data = Carver(memory).take<char>(plan.bytes);
+    const int64_t lines = problem.weight.layout.count[1] * problem.geometry.tap_numel();
+    transpose_lines(terms, problem.weight, lines, planes.layout.stride[0] / lines,
+                    reinterpret_cast<Element*>(planes.data));
+  });
+  return planes;
+}
 
 }  // namespace unfoldconv::cpu

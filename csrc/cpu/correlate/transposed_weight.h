@@ -1,4 +1,4 @@
-// A copy of a weight in which neighbouring channels adjoin, for correlations by the positions engine.
+// A copy of a weight in which channels are neighbours in memory, for the correlations of an input gradient.
 //
 // In an input gradient the channels of a correlation are the outermost axis of the weight, pages apart; but for each of
 // them all rows and taps lie in a line. So this copy is the transpose of a matrix, and every phase of the gradient
@@ -12,17 +12,15 @@
 
 namespace unfoldconv::cpu {
 
-template <int Rank>
-struct TurnedWeight {
-  Tensor memory;
-  Planes<Rank> planes;
-  int64_t bytes;
+struct TransposedWeight {
+  Planes<3> planes;  // without memory
+  int64_t bytes;     // that they take
 };
 
-// Nothing if that engine is not to compute it, or is faster with the weight as it is. `weight` is (group, row,
-// channel), `image` what it is correlated with, and `geometry` that of the convolution whose input gradient it is.
-template <int Rank>
-std::optional<TurnedWeight<Rank>> turned_weight(const Planes<Rank>& weight, const Geometry<Rank>& geometry,
-                                                const Planes<Rank>& image, const Tensor& like);
+// Nothing where engines are faster with the weight as it is.
+std::optional<TransposedWeight> plan_transposed_weight(const InputGrad<3>& problem);
+
+// Makes the copy in so many bytes of memory, and returns its planes.
+Planes<3> transpose_weight(const InputGrad<3>& problem, const TransposedWeight& plan, char* memory);
 
 }  // namespace unfoldconv::cpu
