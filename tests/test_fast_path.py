@@ -205,3 +205,9 @@ def test_a_packed_op_that_is_called_by_itself_refuses_to_lose_a_gradient(name: s
     first, second = torch.randn(1, 1, 3, 3, requires_grad=True), torch.randn(1, 1, 1, 1, requires_grad=True)
     with pytest.raises(RuntimeError, match="without grad mode"):
         getattr(torch.ops.unfoldconv, name)(first, second, *others)
+
+
+def test_a_packed_op_refuses_a_rank_that_no_numbers_are_packed_for() -> None:
+    flat = torch.ones(2, 3)
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"1, 2 or 3 spatial axes, but got shape \(2, 3\)"):
+        namespace._conv_packed(torch.ones(1, 1, 2, 3), flat, None, 0, 1)

@@ -17,6 +17,10 @@ _CONVOLVED = frozenset(
     (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128, *INTEGERS)
 )
 _SUMMED = _CONVOLVED | {torch.bool, torch.uint16, torch.uint32, torch.uint64}
+_PLAIN = _SUMMED | {
+    *(torch.complex32, torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz),
+    torch.float8_e8m0fnu,
+}
 
 CONV_WEIGHT = "(out_channels, in_channels / groups, *kernel_size)"
 TRANSPOSED_WEIGHT = "(in_channels, out_channels / groups, *kernel_size)"
@@ -130,8 +134,11 @@ def check_dim(name: str, tensor: Tensor, dim: int, shape: str) -> None:
     )
 
 
+def check_plain_dtype(tensor: Tensor) -> None:
+    check(tensor.dtype in _PLAIN, lambda: f"dtype must be a plain number type, but got {name_of(tensor.dtype)}")
+
+
 def check_summed(tensor: Tensor) -> None:
-    """The dtypes that col2im takes; im2col moves any."""
     check(tensor.dtype in _SUMMED, lambda: f"dtype must be one that can be added, but got {name_of(tensor.dtype)}")
 
 

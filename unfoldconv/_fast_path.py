@@ -1,7 +1,7 @@
 """The ops below autograd, in the cheapest way that nobody can tell from the public op.
 
 Most of what a small call costs is the conversion of lists of numbers to those of the dispatcher. So where nobody looks
-on, the private twins of `csrc/binding/packed.cpp` are called, which take the numbers per axis packed into one integer.
+on, the private twins of `csrc/binding/packed.h` are called, which take the numbers per axis packed into one integer.
 The public ops, which mean the same, are called wherever somebody might see the difference (subclasses of Tensor,
 dispatch modes, tracing, profiling) and for numbers that do not fit.
 """
@@ -31,7 +31,7 @@ _includes_key: Callable[[Any], bool] = torch._C._dispatch_tls_is_dispatch_key_in
 _PRE_DISPATCH = torch._C.DispatchKey.PreDispatch
 
 _PACKED_BITS = 60
-"""Shared evenly by the numbers, as in csrc/binding/packed.cpp."""
+"""Shared evenly by the numbers, as in csrc/binding/packed.h."""
 
 _PLAIN = frozenset((Tensor, torch.nn.Parameter))
 

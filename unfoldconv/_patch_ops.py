@@ -24,6 +24,7 @@ _LINES_OF_CHANNELS = ((SECOND, SECOND),)
 def _fake_im2col(input: Tensor, kernel_size: Sequence[int], *lists: Sequence[int]) -> Tensor:
     window = checks.window_of_op(kernel_size, lists)
     checks.check_dim("input", input, len(kernel_size) + 2, "(batch, channels, *size)")
+    checks.check_plain_dtype(input)
     positions = checks.product(checks.positions_of(input.shape[2:], kernel_size, window))
     (batch, channels), taps = input.shape[:2], checks.product(kernel_size)
     checks.check_bytes("columns", (batch, channels, taps, positions), input.itemsize)
