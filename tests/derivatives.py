@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import unfoldconv.functional as uf
-from unfoldconv import _autograd
+from unfoldconv import _conv_ops
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def _ops_of(rank: int) -> list[Op]:
         ),
         Op(
             f"conv_weight_grad{rank}d",
-            lambda y, x: _autograd.conv_weight_grad(y, x, kernel, *op_window),
+            lambda y, x: _conv_ops.conv_weight_grad(y, x, kernel, *op_window),
             ((2, 4, *positions), (2, 2, *size)),
         ),
         Op(f"unfold{rank}d", lambda x: uf.unfold(x, kernel, **window), ((2, 2, *size),)),

@@ -15,7 +15,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import unfoldconv as uc
 from derivatives import OPS, OPS_2D, Op
-from unfoldconv import _autograd
+from unfoldconv import _conv_ops
 
 every_op = pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
 every_op_2d = pytest.mark.parametrize("op", OPS_2D, ids=lambda op: op.name)
@@ -74,7 +74,7 @@ def test_only_needed_gradients_are_computed(
     called: list[str] = []
 
     def spy(name: str) -> Callable[..., Tensor]:
-        original = getattr(_autograd, name)
+        original = getattr(_conv_ops, name)
 
         def call(*arguments: object) -> Tensor:
             called.append(name)
@@ -85,7 +85,7 @@ def test_only_needed_gradients_are_computed(
     x, w, b = (torch.randn(s, requires_grad=n) for s, n in zip(((1, 2, 5, 5), (2, 2, 3, 3), (2,)), needed, strict=True))
     output = (uc.conv_transpose2d if transposed else uc.conv2d)(x, w, b)
     for name in ("conv", "conv_input_grad", "conv_weight_grad"):
-        monkeypatch.setattr(_autograd, name, spy(name))
+        monkeypatch.setattr(_conv_ops, name, spy(name))
     output.sum().backward()
     of_input = "conv" if transposed else "conv_input_grad"
     assert called == [name for name, n in zip((of_input, "conv_weight_grad"), needed, strict=False) if n]

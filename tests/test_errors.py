@@ -4,6 +4,8 @@ A wrong call is a line of Python in which the functions are ours or torch's and 
 together until the call spoils one of them.
 """
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -203,6 +205,10 @@ REFUSED_BY_OPS = [
     ("im2col(IMAGE, [2, 2], [1, 1], [-1, 0], [0, 0], [1, 1])", r"padding must be non-negative.*got.*\(-1, 0\)"),
     ("im2col(SIGNAL[:0], [FAR], [1], [FAR - 9], [0], [1])", "must .*63.*but got"),
     (
+        "im2col(torch.empty(2, 4, 6, 5, dtype=torch.float4_e2m1fn_x2), [3, 2], *WINDOW)",
+        "dtype must be a plain number type, but got Float4_e2m1fn_x2",
+    ),
+    (
         "col2im(COLUMNS, [6], [3, 2], *WINDOW)",
         r"output_size must have one number per spatial axis \(2\), but got \(6,\)",
     ),
@@ -213,6 +219,11 @@ REFUSED_BY_OPS = [
     ("conv(IMAGE, WEIGHT.double(), None, *WINDOW, 1)", "should be the same, but got"),
     ("conv(IMAGE, WEIGHT, torch.ones(7), *WINDOW, 1)", r"bias must be .*got shape \(7,\)"),
     ("conv(IMAGE, WEIGHT, None, *WINDOW, 0)", "groups must be positive.*got 0"),
+    ("conv(IMAGE, WEIGHT[:0], None, *WINDOW, FAR)", r"channels must fit 63 bits, but got 4 \* 4611686018427387904"),
+    ("conv(SIGNAL, WEIGHT, None, *WINDOW, 1)", r"input must have 4 dimensions \(batch.*got shape \(2, 4, 9\)"),
+    ("conv(IMAGE.bool(), WEIGHT.bool(), None, *WINDOW, 1)", "dtype must be a floating.*but got Bool"),
+    ("conv_input_grad(OUTPUT[:, :0], WEIGHT[:0], None, [6, 5], *WINDOW, FAR)", r"channels must fit 63 bits.*4 \* 46"),
+    ("conv_input_grad(OUTPUT, WEIGHT[0], None, [6, 5], *WINDOW, 1)", r"weight must have 4 dimensions \(in_channels"),
     (
         "conv_input_grad(OUTPUT, WEIGHT, None, [7, 5], *WINDOW, 1)",
         r"grad_output must have the size.*\(5, 4\), but got \(2, 6, 4, 4\)",
@@ -236,9 +247,31 @@ REFUSED_BY_OPS = [
         r"grad_output must have the size.*\(5, 4\), but got \(2, 6, 4, 4\)",
     ),
     ("conv_weight_grad(OUTPUT, IMAGE, [3, 2], *WINDOW, 3)", r"divisible by groups \(3\), but got 4"),
+    ("conv_weight_grad(OUTPUT, SIGNAL, [3, 2], *WINDOW, 1)", "input must have 4 dimensions of a 2-D convolution"),
     ("conv_weight_grad(OUTPUT.double(), IMAGE, [3, 2], *WINDOW, 1)", "should be the same, but got"),
     ("conv_weight_grad(OUTPUT, IMAGE, [0, 2], *WINDOW, 1)", r"kernel_size must be positive.*got \(0, 2\)"),
-    ("set_workspace_limit(0, 1)", "workspace limit must be positive, but got 0 and 1"),
+]
+
+# Settings take no tensors, so there is no fake kernel.
+REFUSED_SETTINGS = [("set_workspace_limit(0, 1)", "workspace limit must be positive, but got 0 and 1")]
+
+# Rules that other tests break: two devices (test_compile.py), and what packed ops demand (test_fast_path.py).
+BROKEN_ELSEWHERE = ("must be on the same device", "a packed convolution must", "operands must have 1, 2 or 3")
+
+
+# Calls of the ops that are not wrong, and the shape of the result.
+FITTING = [
+    ("im2col(IMAGE, [3, 2], *WINDOW)", "COLUMNS"),
+    ("col2im(COLUMNS, [6, 5], [3, 2], *WINDOW)", "IMAGE"),
+    ("conv(IMAGE, WEIGHT, None, *WINDOW, 1)", "OUTPUT"),
+    ("conv_input_grad(OUTPUT, WEIGHT, None, [6, 5], *WINDOW, 1)", "IMAGE"),
+    ("conv_weight_grad(OUTPUT, IMAGE, [3, 2], *WINDOW, 1)", "WEIGHT"),
+]
+
+DTYPES = [
+    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64),
+    *(torch.uint64, torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    *(torch.complex32, torch.complex64, torch.complex128, torch.float8_e4m3fn, torch.float8_e5m2),
 ]
 
 
@@ -261,17 +294,63 @@ def test_a_wrong_call_is_refused(call: str, message: str) -> None:
 ON_META = {name: value.to("meta") for name, value in OPERANDS.items() if isinstance(value, torch.Tensor)}
 
 
+def words(call: str, functions: object) -> tuple[str, str]:
+    """What is said of a wrong call, by the compiled code and by the fake kernels."""
+    with pytest.raises(RuntimeError) as real:
+        run(call, functions)
+    with torch.device("meta"), pytest.raises(RuntimeError) as fake:
+        run(call, functions, ON_META)
+    return str(real.value).removeprefix("unfoldconv: "), str(fake.value)
+
+
 @wrong_calls(REFUSED_BY_TORCH_TOO, REFUSED)
-def test_a_wrong_call_is_refused_before_there_is_data(call: str, message: str) -> None:
-    """The fake kernels refuse what the compiled code refuses."""
-    with torch.device("meta"), pytest.raises(uc.GeometryError, match="but got"):
-        run(call, uc, ON_META)
+def test_a_wrong_call_is_refused_in_the_same_words_before_there_is_data(call: str, message: str) -> None:
+    real, fake = words(call, uc)
+    assert fake == real
 
 
-@wrong_calls(REFUSED_BY_OPS[:-1])
-def test_a_wrong_call_of_an_op_is_refused_before_there_is_data(call: str, message: str) -> None:
-    with torch.device("meta"), pytest.raises(RuntimeError, match="but got"):
-        run(call, OPS, ON_META)
+@wrong_calls(REFUSED_BY_OPS)
+def test_a_wrong_call_of_an_op_is_refused_in_the_same_words_before_there_is_data(call: str, message: str) -> None:
+    real, fake = words(call, OPS)
+    assert fake == real
+
+
+def _rules() -> list[str]:
+    """The messages of csrc/binding/checks.h, as patterns: what lies between their literals is computed."""
+    source = (Path(uc.__file__).parents[1] / "csrc" / "binding" / "checks.h").read_text()
+    source = re.sub(r'"\s*"', "", source)  # neighbouring literals are one
+    checks = [re.findall(r'"([^"]+)"', check) for check in re.findall(r"\bcheck\(.*?\);\n", source, re.DOTALL)]
+    return [".*".join(map(re.escape, literals)) for literals in checks if literals]
+
+
+def test_every_rule_is_broken_by_a_call() -> None:
+    """So that the tests above compare the words of all of them."""
+    said = []
+    for table, functions in (((*REFUSED_BY_TORCH_TOO, *REFUSED), uc), ((*REFUSED_BY_OPS, *REFUSED_SETTINGS), OPS)):
+        for call, _ in table:
+            with pytest.raises(RuntimeError) as error:
+                run(call, functions)
+            said.append(str(error.value))
+    rules = _rules()
+    assert len(rules) > 25
+    unbroken = [rule for rule in rules if not any(re.search(rule, message) for message in said)]
+    assert [rule for rule in unbroken if not any(re.escape(part) in rule for part in BROKEN_ELSEWHERE)] == []
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype_is_refused_in_the_same_words_before_there_is_data(dtype: torch.dtype) -> None:
+    """Every op takes or refuses a dtype alike, and names it alike."""
+    operands = {name: value.to(dtype) for name, value in OPERANDS.items() if isinstance(value, torch.Tensor)}
+    on_meta = {name: value.to("meta") for name, value in operands.items()}
+    for call, _ in FITTING:
+        said = []
+        for given in (operands, on_meta):
+            try:
+                run(call, OPS, given)
+            except RuntimeError as error:
+                said.append(str(error).removeprefix("unfoldconv: "))
+        assert len(said) in (0, 2), said
+        assert len(set(said)) <= 1, said
 
 
 @wrong_calls(WRONG_TYPES)
@@ -280,7 +359,7 @@ def test_a_wrong_type_is_refused(call: str, message: str) -> None:
         run(call, uc)
 
 
-@wrong_calls(REFUSED_BY_OPS)
+@wrong_calls(REFUSED_BY_OPS, REFUSED_SETTINGS)
 def test_a_wrong_call_of_an_op_is_refused(call: str, message: str) -> None:
     with pytest.raises(RuntimeError, match=message):
         run(call, OPS)
@@ -313,13 +392,7 @@ def test_operands_that_are_not_spoiled_fit() -> None:
         ("fold(COLUMNS, (6, 5), (3, 2))", "IMAGE"),
     ):
         assert run(call, uc).shape == OPERANDS[result].shape
-    for call, result in (
-        ("im2col(IMAGE, [3, 2], *WINDOW)", "COLUMNS"),
-        ("col2im(COLUMNS, [6, 5], [3, 2], *WINDOW)", "IMAGE"),
-        ("conv(IMAGE, WEIGHT, None, *WINDOW, 1)", "OUTPUT"),
-        ("conv_input_grad(OUTPUT, WEIGHT, None, [6, 5], *WINDOW, 1)", "IMAGE"),
-        ("conv_weight_grad(OUTPUT, IMAGE, [3, 2], *WINDOW, 1)", "WEIGHT"),
-    ):
+    for call, result in FITTING:
         assert run(call, OPS).shape == OPERANDS[result].shape
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _autograd
+from . import _conv_ops
 from ._calls import batched, check_tensor, public
+from ._checks import CONV_WEIGHT, TRANSPOSED_WEIGHT
 from ._geometry import (
     GeometryError,
     IntOrTuple,
@@ -31,13 +32,13 @@ def _conv(
     dilation: IntOrTuple,
     groups: int,
 ) -> Tensor:
-    input, weight, bias, unbatched = _operands(rank, input, weight, bias)
+    input, weight, bias, unbatched = _operands(rank, input, weight, bias, CONV_WEIGHT)
     window = plain_window(rank, stride, padding, dilation)
     if window is None:
         window = window_of(input.shape[2:], weight.shape[2:], stride, padding, dilation)
     if type(groups) is not int:
         groups = as_int("groups", groups)
-    conv = _autograd.conv
+    conv = _conv_ops.conv
     if input.dtype is torch.complex32:
         conv = _through_complex64(conv)
     output = conv(input, weight, bias, *window, groups)
@@ -45,7 +46,7 @@ def _conv(
 
 
 def _operands(
-    rank: int, input: Tensor, weight: Tensor, bias: Tensor | None
+    rank: int, input: Tensor, weight: Tensor, bias: Tensor | None, shape_of_weight: str
 ) -> tuple[Tensor, Tensor, Tensor | None, bool]:
     """The operands with a batch and in the dtype of torch.autocast, and whether there was no batch."""
     input, unbatched = batched("input", input, rank + 2)
@@ -55,8 +56,7 @@ def _operands(
         check_tensor("bias", bias)
     if weight.dim() != rank + 2:
         raise GeometryError(
-            f"weight must have {rank + 2} dimensions (channels, channels / groups, *kernel_size), but got shape "
-            f"{tuple(weight.shape)}"
+            f"weight must have {rank + 2} dimensions {shape_of_weight}, but got shape {tuple(weight.shape)}"
         )
     if not torch._C._is_any_autocast_enabled():
         return input, weight, bias, unbatched
@@ -163,7 +163,7 @@ def _conv_transpose(
     groups: int,
     dilation: IntOrTuple,
 ) -> Tensor:
-    input, weight, bias, unbatched = _operands(rank, input, weight, bias)
+    input, weight, bias, unbatched = _operands(rank, input, weight, bias, TRANSPOSED_WEIGHT)
     kernel_size = weight.shape[2:]
     window, extra = transposed_window_of(kernel_size, stride, padding, output_padding, dilation)
     size = transposed_output_size(input.shape[2:], kernel_size, window, extra)
@@ -171,7 +171,7 @@ def _conv_transpose(
     # reach the dilation) is image that no window reads, a negative padding.
     if any(map(operator.ge, extra, window.stride)):
         window = window._replace(padding_high=tuple(map(operator.sub, window.padding_high, extra)))
-    conv = _autograd.conv_input_grad
+    conv = _conv_ops.conv_input_grad
     if input.dtype is torch.complex32:
         conv = _through_complex64(conv)
     output = conv(input, weight, bias, size, *window, as_int("groups", groups))

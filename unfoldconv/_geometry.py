@@ -7,7 +7,6 @@ A spatial axis is described by five numbers, and the whole library counts by the
 """
 
 import functools
-import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import NamedTuple, TypeAlias, TypeGuard
@@ -129,10 +128,17 @@ def check_rank(name: str, numbers: Sequence[int], rank: int) -> None:
         raise GeometryError(f"{name} must have one number per spatial axis ({rank}), but got {tuple(numbers)}")
 
 
-def check_bytes(what: str, sizes: Sequence[int], itemsize: int) -> None:
-    """The product of sizes, those of zero left out, must fit 63 bits; symbols are not looked at."""
-    if math.prod([size or 1 for size in sizes if type(size) is int]) * itemsize >= 2**63:
-        raise GeometryError(f"{what} must take fewer than 2^63 bytes, but got size {tuple(sizes)}")
+_POSITIVE = {
+    "kernel_size": "greater than zero",
+    "stride": "greater than zero; non-positive stride is not supported",
+    "dilation": "greater than zero",
+}
+
+
+def check_positive(name: str, number: int, numbers: Sequence[int]) -> None:
+    """One of the numbers of a window that must be positive."""
+    if number < 1:
+        raise GeometryError(f"{name} must be positive ({_POSITIVE[name]}), but got {tuple(numbers)}")
 
 
 def check_window(kernel_size: Sequence[int], window: Window) -> None:
@@ -140,35 +146,8 @@ def check_window(kernel_size: Sequence[int], window: Window) -> None:
     for name, numbers in window._asdict().items():
         check_rank(name, numbers, len(kernel_size))
     for name, numbers in (("kernel_size", kernel_size), ("stride", window.stride), ("dilation", window.dilation)):
-        if min(numbers) < 1:
-            raise GeometryError(
-                f"{name} must be positive (greater than zero; non-positive {name} is not supported), but got "
-                f"{tuple(numbers)}"
-            )
-
-
-def output_size(size: Sequence[int], kernel_size: Sequence[int], window: Window) -> Sizes:
-    """How often the window fits along each axis.
-
-    Raises:
-        GeometryError: where it does not fit at all, or is no window.
-    """
-    check_window(kernel_size, window)
-    check_rank("input_size", size, len(kernel_size))
-    positions = []
-    for axis, (length, kernel) in enumerate(zip(size, kernel_size, strict=True)):
-        span = span_of(kernel, window.dilation[axis])
-        padded = length + window.padding_low[axis] + window.padding_high[axis]
-        if padded < span:
-            raise GeometryError(
-                f"kernel must fit into the padded input (the output would be empty), but got span {span} for "
-                f"{padded} elements along axis {axis}. Kernel size can't be greater than actual input size"
-            )
-        for number in (padded, padded + window.stride[axis]):
-            if type(number) is int and number >= 2**63:
-                raise GeometryError(f"padded size and stride must fit 63 bits, but got {number} along axis {axis}")
-        positions.append((padded - span) // window.stride[axis] + 1)
-    return tuple(positions)
+        for number in numbers:
+            check_positive(name, number, numbers)
 
 
 def transposed_output_size(

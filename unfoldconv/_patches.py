@@ -5,14 +5,14 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from . import _autograd
+from . import _patch_ops
 from ._calls import batched, public
+from ._checks import check_bytes
 from ._geometry import (
     GeometryError,
     IntOrTuple,
     Padding,
     Sizes,
-    check_bytes,
     check_window,
     per_axis,
     transposed_output_size,
@@ -39,7 +39,7 @@ def _unfold(
     input, unbatched = batched("input", input, rank + 2)
     kernel = per_axis("kernel_size", kernel_size, rank)
     window = window_of(input.shape[2:], kernel, stride, padding, dilation)
-    columns = _autograd.im2col(input, kernel, *window)
+    columns = _patch_ops.im2col(input, kernel, *window)
     return columns.squeeze(0) if unbatched else columns
 
 
@@ -121,7 +121,7 @@ def _fold(
         raise GeometryError(f"reduction must be 'sum' or 'mean', but got {reduction!r}")
     if reduction == "mean" and not (columns.is_floating_point() or columns.is_complex()):
         raise GeometryError(f"reduction 'mean' must have a floating or complex dtype, but got {columns.dtype}")
-    image = _autograd.col2im(columns, size, kernel, *window)
+    image = _patch_ops.col2im(columns, size, kernel, *window)
     if reduction == "mean":
         image = _divided_by_cover(image, size, kernel, *window)
     return image.squeeze(0) if unbatched else image
@@ -131,7 +131,7 @@ def _divided_by_cover(image: Tensor, size: Sizes, kernel: Sizes, *window: Sizes)
     """Each element divided by how many patches hold it; what no patch holds stays 0."""
     real = torch.float64 if image.dtype in (torch.float64, torch.complex128) else torch.float32
     everywhere = torch.ones((1, 1, *size), dtype=real, device=image.device)
-    cover = _autograd.col2im(_autograd.im2col(everywhere, kernel, *window), size, kernel, *window)
+    cover = _patch_ops.col2im(_patch_ops.im2col(everywhere, kernel, *window), size, kernel, *window)
     return (image / cover.clamp(min=1)).to(image.dtype)
 
 
@@ -265,7 +265,7 @@ def _unfold_transpose(
             spaced = spaced.narrow(dim, max(-low, 0), length + min(low, 0) + min(high, 0))
         lows.append(max(low, 0))
         highs.append(max(high, 0))
-    columns = _autograd.im2col(spaced, kernel, (1,) * rank, tuple(lows), tuple(highs), window.dilation).flip(2)
+    columns = _patch_ops.im2col(spaced, kernel, (1,) * rank, tuple(lows), tuple(highs), window.dilation).flip(2)
     return columns.squeeze(0) if unbatched else columns
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from . import _ops
 from ._geometry import GeometryError, span_of
+from ._ops import namespace
 
 __all__ = ["translations"]
 
@@ -46,10 +46,10 @@ def translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """
     opset = _opset()
     writers: dict[Callable[..., Any], Callable[..., Any]] = {
-        _ops.conv: _conv,
-        _ops.conv_input_grad: _conv_input_grad,
-        _ops.im2col: _im2col,
-        _ops.col2im: _col2im,
+        namespace.conv.default: _conv,
+        namespace.conv_input_grad.default: _conv_input_grad,
+        namespace.im2col.default: _im2col,
+        namespace.col2im.default: _col2im,
     }
     return {op: _writer(function, opset) for op, function in writers.items()}
 

@@ -1,4 +1,5 @@
-// Host checks: the only place where a call is refused. Every message says the rule, then "but got" and the value.
+// The checks of a call: the only place where an op of this folder refuses one. Every message says the rule, then "but
+// got" and the value. For tensors without data unfoldconv/_checks.py refuses the same, in the same order and words.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>
@@ -84,15 +85,17 @@ struct Window {
   Numbers dilation;
 };
 
+inline void check_rank(const char* name, Numbers numbers, size_t rank) {
+  check(numbers.size() == rank, name, " must have one number per spatial axis (", rank, "), but got ", shown(numbers));
+}
+
 inline int window_rank(const Window& window) {
   const size_t rank = window.kernel_size.size();
   check(rank >= 1 && rank <= 3, "kernel_size must have 1, 2 or 3 axes, but got ", rank);
-  const std::pair<const char*, Numbers> arguments[] = {{"stride", window.stride},
-                                                       {"padding_low", window.padding_low},
-                                                       {"padding_high", window.padding_high},
-                                                       {"dilation", window.dilation}};
-  for (const auto& [name, value] : arguments)
-    check(value.size() == rank, name, " must have one number per spatial axis (", rank, "), but got ", shown(value));
+  check_rank("stride", window.stride, rank);
+  check_rank("padding_low", window.padding_low, rank);
+  check_rank("padding_high", window.padding_high, rank);
+  check_rank("dilation", window.dilation, rank);
   return static_cast<int>(rank);
 }
 
@@ -167,10 +170,63 @@ inline bool can_convolve(ScalarType dtype) {
   }
 }
 
+inline void check_summed(const Tensor& columns) {
+  const ScalarType dtype = columns.scalar_type();
+  const bool can_be_added = can_convolve(dtype) || dtype == ScalarType::Bool || dtype == ScalarType::UInt16 ||
+                            dtype == ScalarType::UInt32 || dtype == ScalarType::UInt64;
+  check(can_be_added, "dtype must be one that can be added, but got ", name_of(columns));
+}
+
+// Columns have a row for each channel and tap, and a column for each position.
+inline void check_rows(const Tensor& columns, int64_t taps, const Window& window) {
+  check(columns.size(1) % taps == 0,
+        "columns must have a number of rows divisible by the product of kernel_size (expected size of input's "
+        "dimension 1 to be divisible by the product of kernel_size), but got ",
+        columns.size(1), " rows and kernel_size ", shown(window.kernel_size));
+}
+
+inline void check_column_positions(const Tensor& columns, int64_t positions, Numbers size, const Window& window) {
+  check(columns.size(2) == positions, "columns must have ", positions, " positions for output_size ", shown(size),
+        ", kernel_size ", shown(window.kernel_size), ", dilation ", shown(window.dilation), ", padding ",
+        shown(window.padding_low), " and ", shown(window.padding_high), ", stride ", shown(window.stride),
+        " (expected size of input's dimension 2 to match the calculated number of sliding blocks ", positions,
+        "), but got ", columns.size(2));
+}
+
+// What the three convolutions demand of their operands, the first an input or a gradient of the output.
+inline void check_operands(const char* name, const Tensor& first, const char* second_name, const Tensor& second,
+                           int rank) {
+  check_dim(name, first, rank + 2, "(batch, channels, *size)");
+  check_dim(second_name, second, rank + 2,
+            rank == 1   ? "of a 1-D convolution"
+            : rank == 2 ? "of a 2-D convolution"
+                        : "of a 3-D convolution");
+  check(can_convolve(first.scalar_type()),
+        "dtype must be a floating, complex or integer one of up to 64 bits for a convolution, but got ",
+        name_of(first));
+  check_same_kind("Input", first, second_name, second);
+}
+
 // Groups must divide both channel counts; `name` and `axis` say where the number of channels was read.
 inline void check_groups(const char* name, int64_t channels, int64_t groups) {
   check(groups > 0, "groups must be positive (non-positive groups is not supported), but got ", groups);
   check(channels % groups == 0, name, " must be divisible by groups (", groups, "), but got ", channels);
+}
+
+// The channels of all groups, for those of one.
+inline int64_t channels_of_groups(int64_t channels, int64_t groups) {
+  int64_t product;
+  check(!__builtin_mul_overflow(channels, groups, &product), "channels must fit 63 bits, but got ", channels, " * ",
+        groups);
+  return product;
+}
+
+// The input must have as many channels as the weight says; `given` and its value are what they were computed from.
+inline void check_channels(const Tensor& input, const Tensor& weight, int64_t channels, const char* given,
+                           int64_t value) {
+  check(input.size(1) == channels, "input must have ", channels, " channels (given ", given, "=", value,
+        ", weight of size ", shown(weight), ", expected input", shown(input), " to have ", channels,
+        " channels), but got ", input.size(1), " channels instead");
 }
 
 inline void check_bias(const std::optional<Tensor>& bias, const Tensor& input, int64_t channels) {
@@ -178,6 +234,33 @@ inline void check_bias(const std::optional<Tensor>& bias, const Tensor& input, i
   check(bias->dim() == 1 && bias->size(0) == channels, "bias must be 1-dimensional with ", channels,
         " elements (expected bias to be 1-dimensional with ", channels, " elements), but got shape ", shown(*bias));
   check_same_kind("Input", input, "bias", *bias);
+}
+
+inline void check_batch(const Tensor& grad_output, const Tensor& input) {
+  check(grad_output.size(0) == input.size(0), "grad_output must have the input's batch size ", input.size(0),
+        ", but got ", grad_output.size(0));
+}
+
+inline void check_positions(const Tensor& grad_output, Numbers positions) {
+  check(std::equal(positions.begin(), positions.end(), grad_output.sizes().data() + 2),
+        "grad_output must have the size of the convolution's output, ", shown(positions), ", but got ",
+        shown(grad_output));
+}
+
+// The rank that numbers were packed for.
+inline int64_t packed_rank(const Tensor& operand) {
+  const int64_t rank = operand.dim() - 2;
+  check(rank >= 1 && rank <= 3, "operands must have 1, 2 or 3 spatial axes, but got shape ", shown(operand));
+  return rank;
+}
+
+// A packed op records no gradient, and so must not run where one might be wanted.
+inline void check_grad_mode(bool enabled) {
+  check(!enabled, "a packed convolution must be called without grad mode, but got grad mode");
+}
+
+inline void check_workspace_limit(int64_t cpu, int64_t cuda) {
+  check(cpu > 0 && cuda > 0, "workspace limit must be positive, but got ", cpu, " and ", cuda);
 }
 
 }  // namespace unfoldconv

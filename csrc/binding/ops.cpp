@@ -1,14 +1,20 @@
-// Every op of the library: its schema, its checks in order, its result, and the call of the code that fills it.
-#include "binding/ops.h"
-
+// Every op of the library: its checks in order, its result, the call of the code that fills it, and in the table at the
+// end its schema. The other half of an op is its record in Python, see unfoldconv/_ops.py.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 
 #include <array>
 #include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <tuple>
 
 #include "binding/checks.h"
+#include "binding/memory_format.h"
+#include "binding/packed.h"
 #include "columns/columns.h"
 #include "dispatch/autotune.h"
 #include "dispatch/convolution.h"
@@ -38,36 +44,6 @@ auto with_rank(int rank, F&& f) {
 std::optional<DeviceGuard> guard(const Tensor& tensor) {
   if (!tensor.is_cuda()) return std::nullopt;
   return std::optional<DeviceGuard>(std::in_place, tensor.get_device_index());
-}
-
-// Whether torch would call the strides channels_last (`suggest_memory_format`): channels innermost, the batch
-// outermost, and not contiguous as well.
-bool is_channels_last(const Tensor& tensor) {
-  const auto sizes = tensor.sizes(), strides = tensor.strides();
-  const int64_t dim = static_cast<int64_t>(sizes.size());
-  if (dim < 4 || strides[1] == 0) return false;
-  int64_t least = 0;
-  const auto fits = [&](int64_t d) {
-    if (sizes[d] == 0 || strides[d] < least || (d == 0 && least == strides[1])) return false;
-    least = strides[d] * std::max<int64_t>(1, sizes[d]);
-    return true;
-  };
-  if (!fits(1)) return false;
-  for (int64_t d = dim - 1; d >= 2; --d)
-    if (!fits(d)) return false;
-  return fits(0);
-}
-
-// A convolution's result has the memory format that torch's own op returns: channels_last if one of the operands is,
-// except where torch has no such path (3-D in float64 and the integers; float64 on CUDA).
-Tensor empty_result(Numbers sizes, const Tensor& first, const Tensor& second) {
-  const ScalarType dtype = first.scalar_type();
-  bool channels_last = is_channels_last(first) || is_channels_last(second);
-  const bool has_3d = is_16bit_float(dtype) || dtype == ScalarType::Float || dtype == ScalarType::ComplexFloat ||
-                      dtype == ScalarType::ComplexDouble;
-  if (sizes.size() == 5 && !has_3d) channels_last = false;
-  if (first.is_cuda() && dtype == ScalarType::Double) channels_last = false;
-  return empty_tensor(first, channels_last ? channels_last_extents(sizes) : contiguous_extents(sizes), dtype);
 }
 
 template <int Rank>
@@ -113,25 +89,15 @@ Tensor col2im_op(const Tensor& columns, const Sizes& input_size, const Sizes& ke
   const Window window{kernel_size, stride, padding_low, padding_high, dilation};
   return with_rank(window_rank(window), [&](auto rank_constant) {
     constexpr int Rank = decltype(rank_constant)::value;
-    check(input_size.size() == Rank, "output_size must have one number per spatial axis (", Rank, "), but got ",
-          shown(input_size));
+    check_rank("output_size", input_size, Rank);
     check_dim("columns", columns, 3, "(batch, channels * prod(kernel_size), positions)");
-    check_plain_dtype(columns);
+    check_summed(columns);
     const auto geometry = make_geometry<Rank>(input_size.data(), window);
-    const int64_t batch = columns.size(0), taps = geometry.tap_numel();
-    check(columns.size(1) % taps == 0,
-          "columns must have a number of rows divisible by the product of kernel_size (expected size of input's "
-          "dimension 1 to be divisible by the product of kernel_size), but got ",
-          columns.size(1), " rows and kernel_size ", shown(kernel_size));
-    check(columns.size(2) == geometry.position_numel(), "columns must have ", geometry.position_numel(),
-          " positions for output_size ", shown(input_size), ", kernel_size ", shown(kernel_size), ", dilation ",
-          shown(dilation), ", padding ", shown(padding_low), " and ", shown(padding_high), ", stride ", shown(stride),
-          " (expected size of input's dimension 2 to match the calculated number of sliding blocks ",
-          geometry.position_numel(), "), but got ", columns.size(2));
-    const int64_t channels = columns.size(1) / taps;
+    check_rows(columns, geometry.tap_numel(), window);
+    check_column_positions(columns, geometry.position_numel(), input_size, window);
+    const int64_t batch = columns.size(0), channels = columns.size(1) / geometry.tap_numel();
     const auto sizes = with_axes<Rank>(batch, channels, geometry.image);
     check_bytes("output", columns, sizes);
-    dispatch_sum(columns.scalar_type(), [](auto) {});
     const auto device = guard(columns);
     Tensor image = empty_tensor(columns, contiguous_extents(sizes), columns.scalar_type());
     const int64_t strides[] = {columns.stride(0), columns.stride(1), columns.stride(2)};
@@ -141,19 +107,6 @@ Tensor col2im_op(const Tensor& columns, const Sizes& input_size, const Sizes& ke
                    image.data_ptr());
     return image;
   });
-}
-
-// What the three convolutions demand of a pair of operands, the first an input or a gradient of the output.
-void check_operands(const char* name, const Tensor& first, const char* second_name, const Tensor& second, int rank) {
-  check_dim(name, first, rank + 2, "(batch, channels, *size)");
-  check_dim(second_name, second, rank + 2,
-            rank == 1   ? "of a 1-D convolution"
-            : rank == 2 ? "of a 2-D convolution"
-                        : "of a 3-D convolution");
-  check(can_convolve(first.scalar_type()),
-        "dtype must be a floating, complex or integer one of up to 64 bits for a convolution, but got ",
-        name_of(first));
-  check_same_kind("Input", first, second_name, second);
 }
 
 // Calls compute(), which fills the result of a convolution, by the engine that suits it. `numbers` tells the op and
@@ -167,21 +120,15 @@ void run_op(std::initializer_list<const Tensor*> operands, std::vector<int64_t> 
   run_tuned(place_of(**operands.begin()), {operands, std::move(numbers)}, compute);
 }
 
-}  // namespace
-
 Tensor conv_op(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, Numbers stride,
                Numbers padding_low, Numbers padding_high, Numbers dilation, int64_t groups) {
-  check(weight.dim() == static_cast<int64_t>(stride.size()) + 2, "weight must have ", stride.size() + 2,
-        " dimensions (out_channels, in_channels / groups, *kernel_size), but got shape ", shown(weight));
+  check_dim("weight", weight, stride.size() + 2, "(out_channels, in_channels / groups, *kernel_size)");
   const Window window{axes_of(weight), stride, padding_low, padding_high, dilation};
   return with_rank(window_rank(window), [&](auto rank_constant) {
     constexpr int Rank = decltype(rank_constant)::value;
     check_operands("input", input, "weight", weight, Rank);
     check_groups("out_channels (weight's dimension 0)", weight.size(0), groups);
-    const int64_t channels = weight.size(1) * groups;
-    check(input.size(1) == channels, "input must have ", channels, " channels (given groups=", groups,
-          ", weight of size ", shown(weight), ", expected input", shown(input), " to have ", channels,
-          " channels), but got ", input.size(1), " channels instead");
+    check_channels(input, weight, channels_of_groups(weight.size(1), groups), "groups", groups);
     check_bias(bias, input, weight.size(0));
     const auto geometry = make_geometry<Rank>(input.sizes().data() + 2, window);
     const auto sizes = with_axes<Rank>(input.size(0), weight.size(0), geometry.positions);
@@ -198,26 +145,18 @@ Tensor conv_op(const Tensor& input, const Tensor& weight, const std::optional<Te
 Tensor conv_input_grad_op(const Tensor& grad_output, const Tensor& weight, const std::optional<Tensor>& bias,
                           Numbers input_size, Numbers stride, Numbers padding_low, Numbers padding_high,
                           Numbers dilation, int64_t groups) {
-  check(weight.dim() == static_cast<int64_t>(stride.size()) + 2, "weight must have ", stride.size() + 2,
-        " dimensions (in_channels, out_channels / groups, *kernel_size), but got shape ", shown(weight));
+  check_dim("weight", weight, stride.size() + 2, "(in_channels, out_channels / groups, *kernel_size)");
   const Window window{axes_of(weight), stride, padding_low, padding_high, dilation};
   return with_rank(window_rank(window), [&](auto rank_constant) {
     constexpr int Rank = decltype(rank_constant)::value;
     check_operands("input", grad_output, "weight", weight, Rank);
-    check(input_size.size() == Rank, "input_size must have one number per spatial axis (", Rank, "), but got ",
-          shown(input_size));
+    check_rank("input_size", input_size, Rank);
     check_groups("in_channels (weight's dimension 0)", weight.size(0), groups);
-    check(grad_output.size(1) == weight.size(0), "input must have ", weight.size(0),
-          " channels (given transposed=1, weight of size ", shown(weight), ", expected input", shown(grad_output),
-          " to have ", weight.size(0), " channels), but got ", grad_output.size(1), " channels instead");
-    int64_t channels;
-    check(!__builtin_mul_overflow(weight.size(1), groups, &channels), "channels must fit 63 bits, but got ",
-          weight.size(1), " * ", groups);
+    check_channels(grad_output, weight, weight.size(0), "transposed", 1);
+    const int64_t channels = channels_of_groups(weight.size(1), groups);
     check_bias(bias, grad_output, channels);
     const auto geometry = make_geometry<Rank>(input_size.data(), window);
-    check(std::equal(geometry.positions, geometry.positions + Rank, grad_output.sizes().data() + 2),
-          "grad_output must have the size of the convolution's output, ", shown(geometry.positions), ", but got ",
-          shown(grad_output));
+    check_positions(grad_output, geometry.positions);
     const auto sizes = with_axes<Rank>(grad_output.size(0), channels, geometry.image);
     check_bytes("output", grad_output, sizes);
     const auto device = guard(grad_output);
@@ -236,14 +175,11 @@ Tensor conv_weight_grad_op(const Tensor& grad_output, const Tensor& input, Numbe
   return with_rank(window_rank(window), [&](auto rank_constant) {
     constexpr int Rank = decltype(rank_constant)::value;
     check_operands("grad_output", grad_output, "input", input, Rank);
-    check(grad_output.size(0) == input.size(0), "grad_output must have the input's batch size ", input.size(0),
-          ", but got ", grad_output.size(0));
+    check_batch(grad_output, input);
     check_groups("out_channels (grad_output's dimension 1)", grad_output.size(1), groups);
     check_groups("in_channels (input's dimension 1)", input.size(1), groups);
     const auto geometry = make_geometry<Rank>(input.sizes().data() + 2, window);
-    check(std::equal(geometry.positions, geometry.positions + Rank, grad_output.sizes().data() + 2),
-          "grad_output must have the size of the convolution's output, ", shown(geometry.positions), ", but got ",
-          shown(grad_output));
+    check_positions(grad_output, geometry.positions);
     const auto sizes = with_axes<Rank>(grad_output.size(1), input.size(1) / groups, geometry.kernel);
     check_bytes("grad_weight", input, sizes);
     const auto device = guard(input);
@@ -258,10 +194,47 @@ Tensor conv_weight_grad_op(const Tensor& grad_output, const Tensor& input, Numbe
   });
 }
 
-namespace {
+// --- packed twins ----------------------------------------------------------------------------------------------------
+// `window` is stride, padding_low, padding_high and dilation. A gradient is recorded above these ops, not by them.
+
+Tensor conv_packed(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias, int64_t window,
+                   int64_t groups) {
+  check_grad_mode(aoti_torch_grad_mode_is_enabled());
+  const UnpackedWindow w(window, packed_rank(weight));
+  return conv_op(input, weight, bias, w[0], w[1], w[2], w[3], groups);
+}
+
+Tensor conv_input_grad_packed(const Tensor& grad_output, const Tensor& weight, const std::optional<Tensor>& bias,
+                              int64_t input_size, int64_t window, int64_t groups) {
+  check_grad_mode(aoti_torch_grad_mode_is_enabled());
+  const int64_t rank = packed_rank(weight);
+  const UnpackedWindow w(window, rank);
+  return conv_input_grad_op(grad_output, weight, bias, Unpacked<1>(input_size, rank)[0], w[0], w[1], w[2], w[3],
+                            groups);
+}
+
+Tensor conv_weight_grad_packed(const Tensor& grad_output, const Tensor& input, int64_t kernel_size, int64_t window,
+                               int64_t groups) {
+  check_grad_mode(aoti_torch_grad_mode_is_enabled());
+  const int64_t rank = packed_rank(input);
+  const UnpackedWindow w(window, rank);
+  return conv_weight_grad_op(grad_output, input, Unpacked<1>(kernel_size, rank)[0], w[0], w[1], w[2], w[3], groups);
+}
+
+// Both gradients of a convolution without a bias.
+std::tuple<Tensor, Tensor> conv_backward_packed(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                                int64_t window, int64_t groups) {
+  check_grad_mode(aoti_torch_grad_mode_is_enabled());
+  const UnpackedWindow w(window, packed_rank(weight));
+  return {conv_input_grad_op(grad_output, weight, std::nullopt, axes_of(input), w[0], w[1], w[2], w[3], groups),
+          conv_weight_grad_op(grad_output, input, axes_of(weight), w[0], w[1], w[2], w[3], groups)};
+}
+
+// --- settings
+// ---------------------------------------------------------------------------------------------------------
 
 void set_workspace_limit_op(int64_t cpu, int64_t cuda) {
-  check(cpu > 0 && cuda > 0, "workspace limit must be positive, but got ", cpu, " and ", cuda);
+  check_workspace_limit(cpu, cuda);
   workspace_limit().cpu = cpu;
   workspace_limit().cuda = cuda;
 }
@@ -284,38 +257,65 @@ struct WithLists<op> {
   static Tensor call(typename AsList<Arguments>::type... arguments) { return op(arguments...); }
 };
 
+// --- what torch is told
+// -----------------------------------------------------------------------------------------------
+
+struct Registration {
+  const char* schema;
+  void (*kernel)(StableIValue*, uint64_t, uint64_t);
+};
+
+#define WINDOW "SymInt[] stride, SymInt[] padding_low, SymInt[] padding_high, SymInt[] dilation"
+
+constexpr Registration kOps[] = {
+    {"im2col(Tensor input, SymInt[] kernel_size, " WINDOW ") -> Tensor", TORCH_BOX(&im2col_op)},
+    {"col2im(Tensor columns, SymInt[] input_size, SymInt[] kernel_size, " WINDOW ") -> Tensor", TORCH_BOX(&col2im_op)},
+    {"conv(Tensor input, Tensor weight, Tensor? bias, " WINDOW ", SymInt groups) -> Tensor",
+     TORCH_BOX(&WithLists<&conv_op>::call)},
+    {"_conv_packed(Tensor input, Tensor weight, Tensor? bias, int window, int groups) -> Tensor",
+     TORCH_BOX(&conv_packed)},
+    {"_conv_backward_packed(Tensor grad_output, Tensor input, Tensor weight, int window, int groups) -> "
+     "(Tensor, Tensor)",
+     TORCH_BOX(&conv_backward_packed)},
+    {"conv_input_grad(Tensor grad_output, Tensor weight, Tensor? bias, SymInt[] input_size, " WINDOW
+     ", SymInt groups) -> Tensor",
+     TORCH_BOX(&WithLists<&conv_input_grad_op>::call)},
+    {"_conv_input_grad_packed(Tensor grad_output, Tensor weight, Tensor? bias, int input_size, int window, "
+     "int groups) -> Tensor",
+     TORCH_BOX(&conv_input_grad_packed)},
+    {"conv_weight_grad(Tensor grad_output, Tensor input, SymInt[] kernel_size, " WINDOW ", SymInt groups) -> Tensor",
+     TORCH_BOX(&WithLists<&conv_weight_grad_op>::call)},
+    {"_conv_weight_grad_packed(Tensor grad_output, Tensor input, int kernel_size, int window, int groups) -> Tensor",
+     TORCH_BOX(&conv_weight_grad_packed)},
+};
+
+#undef WINDOW
+
+constexpr Registration kSettings[] = {
+    {"set_workspace_limit(int cpu, int cuda) -> ()", TORCH_BOX(&set_workspace_limit_op)},
+    {"get_workspace_limit() -> int[]", TORCH_BOX(&get_workspace_limit_op)},
+};
+
+template <class Library>
+void implement(Library& library, std::span<const Registration> registrations) {
+  for (const auto& [schema, kernel] : registrations) {
+    const std::string_view whole = schema;
+    library.impl(std::string(whole.substr(0, whole.find('('))).c_str(), kernel);
+  }
+}
+
 }  // namespace
 }  // namespace unfoldconv
 
-#define UNFOLDCONV_WINDOW "SymInt[] stride, SymInt[] padding_low, SymInt[] padding_high, SymInt[] dilation"
-
 STABLE_TORCH_LIBRARY(UNFOLDCONV_NAMESPACE, library) {
-  library.def("im2col(Tensor input, SymInt[] kernel_size, " UNFOLDCONV_WINDOW ") -> Tensor");
-  library.def("col2im(Tensor columns, SymInt[] input_size, SymInt[] kernel_size, " UNFOLDCONV_WINDOW ") -> Tensor");
-  library.def("conv(Tensor input, Tensor weight, Tensor? bias, " UNFOLDCONV_WINDOW ", SymInt groups) -> Tensor");
-  library.def("conv_input_grad(Tensor grad_output, Tensor weight, Tensor? bias, SymInt[] input_size, " UNFOLDCONV_WINDOW
-              ", SymInt groups) -> Tensor");
-  library.def("conv_weight_grad(Tensor grad_output, Tensor input, SymInt[] kernel_size, " UNFOLDCONV_WINDOW
-              ", SymInt groups) -> Tensor");
-  library.def("set_workspace_limit(int cpu, int cuda) -> ()");
-  library.def("get_workspace_limit() -> int[]");
+  for (const auto& op : unfoldconv::kOps) library.def(op.schema);
+  for (const auto& op : unfoldconv::kSettings) library.def(op.schema);
 }
 
-#define UNFOLDCONV_IMPLEMENT(KEY)                                                                                \
-  STABLE_TORCH_LIBRARY_IMPL(UNFOLDCONV_NAMESPACE, KEY, library) {                                                \
-    library.impl("im2col", TORCH_BOX(&unfoldconv::im2col_op));                                                   \
-    library.impl("col2im", TORCH_BOX(&unfoldconv::col2im_op));                                                   \
-    library.impl("conv", TORCH_BOX(&unfoldconv::WithLists<&unfoldconv::conv_op>::call));                         \
-    library.impl("conv_input_grad", TORCH_BOX(&unfoldconv::WithLists<&unfoldconv::conv_input_grad_op>::call));   \
-    library.impl("conv_weight_grad", TORCH_BOX(&unfoldconv::WithLists<&unfoldconv::conv_weight_grad_op>::call)); \
-  }
-
-UNFOLDCONV_IMPLEMENT(CPU)
+STABLE_TORCH_LIBRARY_IMPL(UNFOLDCONV_NAMESPACE, CPU, library) { unfoldconv::implement(library, unfoldconv::kOps); }
 #ifdef UNFOLDCONV_WITH_CUDA
-UNFOLDCONV_IMPLEMENT(CUDA)
+STABLE_TORCH_LIBRARY_IMPL(UNFOLDCONV_NAMESPACE, CUDA, library) { unfoldconv::implement(library, unfoldconv::kOps); }
 #endif
-
 STABLE_TORCH_LIBRARY_IMPL(UNFOLDCONV_NAMESPACE, CompositeExplicitAutograd, library) {
-  library.impl("set_workspace_limit", TORCH_BOX(&unfoldconv::set_workspace_limit_op));
-  library.impl("get_workspace_limit", TORCH_BOX(&unfoldconv::get_workspace_limit_op));
+  unfoldconv::implement(library, unfoldconv::kSettings);
 }

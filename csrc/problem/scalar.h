@@ -73,7 +73,8 @@ inline bool is_integer(ScalarType dtype) {
   }
 }
 
-// A caught call: the only exception that leaves the library. The prefix lets Python tell it from torch's own.
+// An invalid call was rejected: the only exception that leaves the library. The prefix lets Python tell it from torch's
+// own.
 [[noreturn]] inline void refuse(const std::string& message) { throw std::runtime_error("unfoldconv: " + message); }
 
 template <class T>

@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import unfoldconv as uc
 from cases import CASES, Case, random_tensor
-from unfoldconv import _below, _ops
+from unfoldconv import _fast_path
+from unfoldconv._ops import RECORDS, namespace
 
 NAMES = ("conv", "conv_input_grad", "conv_weight_grad")
 
@@ -21,18 +22,14 @@ NAMES = ("conv", "conv_input_grad", "conv_weight_grad")
 def packed_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the packed ops that were called."""
     called: list[str] = []
+    names = {_fast_path._packed_op(name): name for name in (*NAMES, "conv_backward")}
+    run = _fast_path._run
 
-    def spy(name: str) -> Callable[..., Tensor]:
-        original = getattr(_below, name)
+    def spy(op: Callable[..., object], *arguments: object) -> object:
+        called.append(names[op])
+        return run(op, *arguments)
 
-        def call(*arguments: object) -> Tensor:
-            called.append(name)
-            return original(*arguments)
-
-        return call
-
-    for name in (*NAMES, "conv_backward"):
-        monkeypatch.setattr(_below, f"_{name}_packed", spy(f"_{name}_packed"))
+    monkeypatch.setattr(_fast_path, "_run", spy)
     return called
 
 
@@ -55,21 +52,23 @@ def test_packed_ops_are_the_public_ops(case: Case, packed_calls: list[str]) -> N
         ("conv_input_grad", (y, w, None, size, *window)),
         ("conv_weight_grad", (y, x, kernel, *window)),
     ):
-        assert torch.equal(getattr(_below, name)(*arguments), getattr(_ops, name)(*arguments)), name
-    assert packed_calls == [f"_{name}_packed" for name in NAMES]
-    both = _below.conv_backward(y, x, w, window)
+        assert torch.equal(_fast_path.below_autograd(RECORDS[name])(*arguments), getattr(namespace, name)(*arguments))
+    assert packed_calls == [*NAMES]
+    gradients = _fast_path.packed_gradients(RECORDS["conv"])
+    assert gradients is not None
+    both = gradients(y, x, w, window)
     assert both is not None
-    assert torch.equal(both[0], _ops.conv_input_grad(y, w, None, size, *window))
-    assert torch.equal(both[1], _ops.conv_weight_grad(y, x, kernel, *window))
-    assert packed_calls[-1] == "_conv_backward_packed"
+    assert torch.equal(both[0], namespace.conv_input_grad(y, w, None, size, *window))
+    assert torch.equal(both[1], namespace.conv_weight_grad(y, x, kernel, *window))
+    assert packed_calls[-1] == "conv_backward"
 
 
 @pytest.mark.parametrize(
     ("wanted", "packed"),
     [
-        ((True, True), ["_conv_packed", "_conv_backward_packed"]),
-        ((True, False), ["_conv_packed", "_conv_input_grad_packed"]),
-        ((False, True), ["_conv_packed", "_conv_weight_grad_packed"]),
+        ((True, True), ["conv", "conv_backward"]),
+        ((True, False), ["conv", "conv_input_grad"]),
+        ((False, True), ["conv", "conv_weight_grad"]),
     ],
 )
 def test_plain_calls_are_packed(wanted: tuple[bool, bool], packed: list[str], packed_calls: list[str]) -> None:
@@ -180,7 +179,7 @@ def test_other_devices_and_layouts_are_refused_in_the_name_of_the_public_op() ->
 def test_nothing_of_a_packed_op_is_recorded() -> None:
     """What calls it records the derivative, so its own result must be as one from below autograd."""
     x, w = operands()
-    result = _below.conv(x, w, None, (1, 1), (0, 0), (0, 0), (1, 1), 2)
+    result = _fast_path.below_autograd(RECORDS["conv"])(x, w, None, (1, 1), (0, 0), (0, 0), (1, 1), 2)
     assert not result.requires_grad
     (grad,) = torch.autograd.grad(uc.conv2d(x, w, groups=2).sum(), w)
     (expected,) = torch.autograd.grad(torch.nn.functional.conv2d(x, w, groups=2).sum(), w)
@@ -206,3 +205,9 @@ def test_a_packed_op_that_is_called_by_itself_refuses_to_lose_a_gradient(name: s
     first, second = torch.randn(1, 1, 3, 3, requires_grad=True), torch.randn(1, 1, 1, 1, requires_grad=True)
     with pytest.raises(RuntimeError, match="without grad mode"):
         getattr(torch.ops.unfoldconv, name)(first, second, *others)
+
+
+def test_a_packed_op_refuses_a_rank_that_no_numbers_are_packed_for() -> None:
+    flat = torch.ones(2, 3)
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"1, 2 or 3 spatial axes, but got shape \(2, 3\)"):
+        namespace._conv_packed(torch.ones(1, 1, 2, 3), flat, None, 0, 1)
