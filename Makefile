@@ -9,6 +9,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc tests \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
+PACKAGE := pyproject.toml setup.py $(wildcard unfoldconv/_build/*.py) $(filter csrc/%,$(NATIVE))
+
 .PHONY: help setup test lint format wheel demo bench gpu-check clean
 
 help:
@@ -24,16 +26,28 @@ help:
 
 setup: $(VENV)/.package
 
-$(VENV)/.requirements: requirements-dev.txt
+$(VENV)/.torch:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python must be 3.11 or newer, but got: $$($(PYTHON) --version); set PYTHON=python3.11 or the like"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install 'pip>=25.1'  # knows dependency groups
 	$(BIN)/python -m pip install '$(TORCH)'
-	$(BIN)/python -m pip install -r requirements-dev.txt
 	touch $@
 
-$(VENV)/.package: $(VENV)/.requirements pyproject.toml setup.py $(wildcard unfoldconv/_build/*.py) $(filter csrc/%,$(NATIVE))
+$(VENV)/.requirements: $(VENV)/.torch pyproject.toml
+	$(BIN)/python -m pip install --group dev
+	touch $@
+
+$(VENV)/.package: $(VENV)/.requirements $(PACKAGE)
 	$(BIN)/python -m pip install --no-build-isolation -e .
+	touch $@
+
+# The same for the demo alone: few requirements and, unless UNFOLDCONV_CUDA says otherwise, no CUDA code for a torch that
+# sees no GPU, because that takes minutes to compile.
+$(VENV)/.demo: $(VENV)/.torch $(PACKAGE)
+	$(BIN)/python -m pip install --group demo
+	UNFOLDCONV_CUDA=$${UNFOLDCONV_CUDA:-$$($(BIN)/python -c 'import torch; print("auto" if torch.cuda.is_available() else 0)')} \
+	  $(BIN)/python -m pip install --no-build-isolation -e .
 	touch $@
 
 test: setup
@@ -54,7 +68,7 @@ wheel: setup
 	$(BIN)/python -m pip wheel --no-build-isolation --no-deps -w dist .
 	@ls -l dist/*.whl
 
-demo: setup
+demo: $(if $(wildcard $(VENV)/.package),setup,$(VENV)/.demo)
 	$(BIN)/python examples/train_digits.py
 
 bench: setup
@@ -66,5 +80,5 @@ gpu-check:
 
 clean:
 	rm -rf build dist *.egg-info unfoldconv/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	rm -f $(VENV)/.package
+	rm -f $(VENV)/.package $(VENV)/.demo
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

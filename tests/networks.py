@@ -12,7 +12,7 @@ Made = tuple[nn.Module, tuple[Tensor, ...]]
 
 
 def _library(name: str) -> Any:
-    """transformers or diffusers, of requirements-dev.txt; a test that needs what is not installed is skipped."""
+    """transformers or diffusers, of the group `dev`; a test that needs what is not installed is skipped."""
     return pytest.importorskip(name)
 
 

@@ -26,7 +26,7 @@ constexpr const char* baseline() {
 }
 
 std::string build_info() {
-  return std::string(UNFOLDCONV_BUILD_INFO) + ";isa=" + cpu::name_of(cpu::isa_in_use()) + ";baseline=" + baseline();
+  return std::string(UNFOLDCONV_BUILD_INFO) + ";isa=" + cpu::isa_in_use() + ";baseline=" + baseline();
 }
 
 void set_isa(std::string isa) { cpu::set_isa(isa); }

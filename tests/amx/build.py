@@ -7,7 +7,7 @@ from unfoldconv import _build
 
 SOURCES = Path(__file__).parent
 ROOT = SOURCES.parents[1]
-DIFFERING = ("isa.cpp.*", "isa_amx.cpp.*")  # what names UNFOLDCONV_AMX_MODEL
+DIFFERING = ("isa.cpp.*", "amx_pair_tiles.cpp.*")  # what names UNFOLDCONV_AMX_MODEL
 
 
 def build_modelled(folder: Path, others: Path, toolkit: _build.Toolkit | None, profile: _build.Profile) -> Path:

@@ -1,4 +1,4 @@
-// A model of csrc/cpu/isa/amx_intrinsics.h in plain C++, included in its place.
+// A model of csrc/cpu/isa/amx/amx_intrinsics.h in plain C++, included in its place.
 //
 // What the processor answers with a fault ends the process, and so does a use of the registers that this library
 // promises not to make: a configuration that another has not been released before. Registers hold NaN until they are

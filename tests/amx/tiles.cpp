@@ -1,6 +1,6 @@
 // The AMX micro-kernel on modelled tiles, one call at a time, for test_amx.py.
-#define UNFOLDCONV_AMX_MODEL "../../tests/amx/model.h"
-#include "cpu/isa/isa_amx.cpp"
+#define UNFOLDCONV_AMX_MODEL "../tests/amx/model.h"
+#include "cpu/isa/amx/amx_pair_tiles.cpp"
 
 using namespace unfoldconv::cpu;
 
@@ -13,7 +13,11 @@ extern "C" __attribute__((visibility("default"))) void multiply(int rows, int ve
   constexpr int most_runs = 4;
   Run<Pair> runs[most_runs];
   for (int run = 0; run < run_count; ++run) runs[run] = {a + run * rows, b_rows[run], lengths[run], true};
-  static const Tiles<Pair> tiles = amx::pair_tiles();
+  static const Tiles<Pair> tiles = [] {
+    Kernels kernels{};
+    amx::add_pair_tiles(kernels);
+    return kernels.tiles.bf16;
+  }();
   tiles.enter();
   tiles.tile[vectors - 1][rows - 1](
       {runs, run_count, a_offset, b, b_step, b_step, c, c_step, static_cast<Start>(start), bias}, rows);

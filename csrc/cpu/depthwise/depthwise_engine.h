@@ -3,11 +3,11 @@
 //
 // A task gathers the box of the image that a box of results reads, for as many channels as a vector has lanes: into a
 // buffer with the channels innermost, padded with zeros along the last axis, in the type that sums are in. So the sums
-// (depthwise.inl.h, grouped.inl.h) are the same for every memory format and dtype, and contiguous tensors are
-// transposed as they are copied. Boxes are as large as the workspace limit and the cache allow. Small kernels of one
-// channel per group over tensors with the channels innermost do without the copy (depthwise_in_place.h), which would
-// take longer than their few products. The order of the terms of a sum follows from the geometry alone: results depend
-// neither on threads nor, but for the weight gradient, on the batch.
+// (depthwise_sums.inl.h, grouped_vectors.inl.h) are the same for every memory format and dtype, and contiguous tensors
+// are transposed as they are copied. Boxes are as large as the workspace limit and the cache allow. Small kernels of
+// one channel per group over tensors with the channels innermost do without the copy (depthwise_in_place.h), which
+// would take longer than their few products. The order of the terms of a sum follows from the geometry alone: results
+// depend neither on threads nor, but for the weight gradient, on the batch.
 #pragma once
 
 #include <cstdint>

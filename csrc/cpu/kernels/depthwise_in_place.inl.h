@@ -3,7 +3,7 @@
 // A column of the image is loaded once for all the positions or taps of a row that it meets. Columns outside the image
 // are skipped, not multiplied: a piece of positions takes them as an interval [begin, end) of the columns it would
 // read.
-#include "cpu/kernels/depthwise.inl.h"
+#include "cpu/kernels/depthwise_window.inl.h"
 
 namespace unfoldconv::cpu::UNFOLDCONV_ISA {
 namespace {
@@ -255,4 +255,10 @@ void depthwise_weight_sums_in_place(const DepthwiseInPlace& p, const void* image
 }
 
 }  // namespace
+
+void add_depthwise_in_place(Kernels& kernels) {
+  kernels.depthwise.correlate_in_place = depthwise_correlate_in_place;
+  kernels.depthwise.weight_sums_in_place = depthwise_weight_sums_in_place;
+}
+
 }  // namespace unfoldconv::cpu::UNFOLDCONV_ISA

@@ -1,4 +1,6 @@
 // The dot products of tile_kernels.h.
+#include "cpu/kernels/products.inl.h"
+
 namespace unfoldconv::cpu::UNFOLDCONV_ISA {
 namespace {
 
@@ -9,25 +11,11 @@ constexpr int dot_rows() {
   return fit < 1 ? 1 : fit < most ? fit : most;
 }
 
-// A vector of terms: pairs are moved as 32 bits.
-template <class T>
-UNFOLDCONV_INLINE Vector<T> load_row(const T* from) {
-  return load(from);
-}
-UNFOLDCONV_INLINE Vector<uint32_t> load_row(const Pair* from) { return load(reinterpret_cast<const uint32_t*>(from)); }
-
-template <class V>
-UNFOLDCONV_INLINE V multiply_add_lanes(V a, V b, V sum) {
-  return sum + a * b;
-}
 template <class T>
 UNFOLDCONV_INLINE Vector<T> load_first(const T* from, int count) {
   return load_lanes(from, 0, count);
 }
 #ifdef UNFOLDCONV_BF16_PRODUCTS
-UNFOLDCONV_INLINE Vector<float> multiply_add_lanes(Vector<uint32_t> a, Vector<uint32_t> b, Vector<float> sum) {
-  return (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-}
 UNFOLDCONV_INLINE Vector<uint32_t> load_first(const Pair* from, int count) {
   return (Vector<uint32_t>)_mm512_maskz_loadu_epi32(static_cast<__mmask16>(~(~0u << count)), from);
 }

@@ -1,4 +1,6 @@
 // The micro-kernel of lines (tile_kernels.h).
+#include "cpu/kernels/products.inl.h"
+
 namespace unfoldconv::cpu::UNFOLDCONV_ISA {
 namespace {
 

@@ -32,7 +32,8 @@ UNFOLDCONV_INLINE void put_raw(Vector<typename Raw<From>::Lane> raw, Element* to
 
 // Every step-th element, for steps that vectors can be loaded with; returns how many it moved: all or none.
 template <class From, class Element>
-UNFOLDCONV_INLINE int64_t put_stepped(const From* from, int64_t step, Element* to, int64_t count) {
+UNFOLDCONV_INLINE int64_t put_stepped([[maybe_unused]] const From* from, int64_t step, [[maybe_unused]] Element* to,
+                                      int64_t count) {
   if constexpr (kMostStep > 0 && sizeof(From) <= 4) {
     if (step <= 1 || step > kMostStep) return 0;
 #if UNFOLDCONV_VECTOR_BYTES == 64

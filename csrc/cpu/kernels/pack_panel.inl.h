@@ -1,4 +1,4 @@
-// The functions of pack_kernels.h.
+// The functions of pack_kernels.h that fill panels.
 namespace unfoldconv::cpu::UNFOLDCONV_ISA {
 namespace {
 
@@ -194,26 +194,6 @@ void pack_rows(const PanelArguments<From>& arguments, T* rows) {
   } else {
     pack_panel<T, From>(arguments, rows);
   }
-}
-
-}  // namespace
-}  // namespace unfoldconv::cpu::UNFOLDCONV_ISA
-
-#include "cpu/kernels/pack_lines.inl.h"
-#include "cpu/kernels/transpose.inl.h"
-
-namespace unfoldconv::cpu::UNFOLDCONV_ISA {
-namespace {
-
-template <class T, class From>
-constexpr PackKernels<T, From> pack_kernels_of() {
-  return {pack_panel<T, From>, pack_rows<T, From>, transpose<T, From>, pack_line<T, From>,
-          pack_lines<T, From>, pack_taps<T, From>, turn<T, From>,      store_line<T, From>};
-}
-
-AllPackKernels pack_kernels() {
-  return {pack_kernels_of<float, float>(), pack_kernels_of<double, double>(), pack_kernels_of<float, BFloat16>(),
-          pack_kernels_of<float, Half>(), pack_kernels_of<Pair, BFloat16>()};
 }
 
 }  // namespace

@@ -289,37 +289,38 @@ void add_bool(const Bool* from, const Bool* from_end, Bool* to, const Block& blo
             reinterpret_cast<uint8_t*>(to), block);
 }
 
-PatchKernels patch_kernels() {
-  return {kVectorBytes,
-          copy_rows,
-          move<uint8_t, uint8_t>,
-          move<uint16_t, uint16_t>,
-          move<uint32_t, uint32_t>,
-          move<uint64_t, uint64_t>,
-          move<Bytes16, Bytes16>,
-          move<Half, float>,
-          move<BFloat16, float>,
-          move<float, Half>,
-          move<float, BFloat16>,
-          add_bool,
-          add<false, uint8_t>,
-          add<false, uint16_t>,
-          add<false, uint32_t>,
-          add<false, uint64_t>,
-          add<false, Half>,
-          add<false, BFloat16>,
-          add<false, float>,
-          add<false, double>,
-          sum_bool,
-          sum<false, uint8_t>,
-          sum<false, uint16_t>,
-          sum<false, uint32_t>,
-          sum<false, uint64_t>,
-          sum<false, Half>,
-          sum<false, BFloat16>,
-          sum<false, float>,
-          sum<false, double>};
+}  // namespace
+
+void add_patches(Kernels& kernels) {
+  kernels.patches = {kVectorBytes,
+                     copy_rows,
+                     move<uint8_t, uint8_t>,
+                     move<uint16_t, uint16_t>,
+                     move<uint32_t, uint32_t>,
+                     move<uint64_t, uint64_t>,
+                     move<Bytes16, Bytes16>,
+                     move<Half, float>,
+                     move<BFloat16, float>,
+                     move<float, Half>,
+                     move<float, BFloat16>,
+                     add_bool,
+                     add<false, uint8_t>,
+                     add<false, uint16_t>,
+                     add<false, uint32_t>,
+                     add<false, uint64_t>,
+                     add<false, Half>,
+                     add<false, BFloat16>,
+                     add<false, float>,
+                     add<false, double>,
+                     sum_bool,
+                     sum<false, uint8_t>,
+                     sum<false, uint16_t>,
+                     sum<false, uint32_t>,
+                     sum<false, uint64_t>,
+                     sum<false, Half>,
+                     sum<false, BFloat16>,
+                     sum<false, float>,
+                     sum<false, double>};
 }
 
-}  // namespace
 }  // namespace unfoldconv::cpu::UNFOLDCONV_ISA

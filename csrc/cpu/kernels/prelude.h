@@ -9,9 +9,7 @@
 #include <cstring>
 #include <type_traits>
 #include <utility>
-#ifdef __x86_64__
-#include <immintrin.h>
-#endif
 
+#include "cpu/isa/families.h"
 #include "cpu/kernels/kernels.h"
 #include "problem/scalar.h"

@@ -4,21 +4,8 @@
 namespace unfoldconv::cpu::UNFOLDCONV_ISA {
 namespace {
 
-// As many accumulators as registers allow, beside one row of b and one broadcast element.
-constexpr int kMostVectors = kVectorBytes == 64 ? 4 : 2;
 constexpr int kTileRows = 6, kTallTileRows = 9;
 
-template <class T>
-UNFOLDCONV_INLINE Vector<T> multiply_add(T a, Vector<T> b, Vector<T> sum) {
-  return sum + broadcast(a) * b;
-}
-
-#ifdef UNFOLDCONV_BF16_PRODUCTS
-UNFOLDCONV_INLINE Vector<float> multiply_add(Pair a, Vector<uint32_t> b, Vector<float> sum) {
-  const uint32_t bits = __builtin_bit_cast(uint32_t, a);
-  return (Vector<float>)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(bits), (__m512bh)b);
-}
-#endif
 // c = start + sum, and sum = 0.
 template <class Sum, int Rows, int Vectors>
 UNFOLDCONV_INLINE void flush(Vector<Sum> (&sum)[Rows][Vectors], Start start, const Sum* bias, Sum* c, int64_t c_step) {

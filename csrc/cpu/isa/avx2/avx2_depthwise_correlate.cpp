@@ -1,0 +1,4 @@
+#ifdef __x86_64__
+#include "cpu/isa/avx2/avx2_target.h"
+#include "cpu/kernels/depthwise_correlate.inl.h"
+#endif

@@ -1,0 +1,5 @@
+#ifdef __x86_64__
+#include "cpu/isa/avx512/avx512_target.h"
+#include "cpu/kernels/depthwise_copy.inl.h"
+#include "cpu/kernels/depthwise_weight_sums.inl.h"
+#endif

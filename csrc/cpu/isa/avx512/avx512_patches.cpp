@@ -1,0 +1,4 @@
+#ifdef __x86_64__
+#include "cpu/isa/avx512/avx512_target.h"
+#include "cpu/kernels/patch.inl.h"
+#endif

@@ -1,0 +1,10 @@
+// What every file of this folder begins with: what the compiler may use, and vectors made of that.
+#include <immintrin.h>
+
+#include "cpu/kernels/prelude.h"
+
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c")
+#define UNFOLDCONV_ISA avx512_bf16
+#define UNFOLDCONV_VECTOR_BYTES 64
+#define UNFOLDCONV_BF16_PRODUCTS
+#include "cpu/kernels/simd.inl.h"

@@ -1,0 +1,2 @@
+#include "cpu/isa/generic/generic_target.h"
+#include "cpu/kernels/patch.inl.h"
