@@ -96,11 +96,12 @@ struct Operands {
 template <class Left, class Right>
 void multiply(float (&upper)[2], float (&lower)[2], int depth, const Left& left, const Right& right) {
   const int lane = emulator::lane(), group = lane / 4;
-  for (int column = 0; column < 2; ++column) {
-    const int other = 2 * (lane % 4) + column;  // the group whose lanes hold the column
-    for (int k = 0; k < depth; ++k) {
-      upper[column] += left(group, 0, k) * right(other, k);
-      lower[column] += left(group, 1, k) * right(other, k);
+  for (int k = 0; k < depth; ++k) {
+    const float above = left(group, 0, k), below = left(group, 1, k);
+    for (int column = 0; column < 2; ++column) {
+      const float factor = right(2 * (lane % 4) + column, k);  // of the group whose lanes hold the column
+      upper[column] += above * factor;
+      lower[column] += below * factor;
     }
   }
 }
