@@ -76,7 +76,7 @@ bench: setup
 
 # No setup: the machine may be offline, and its torch the one to test with.
 gpu-check:
-	$(PYTHON) tests/gpu/check.py
+	$(PYTHON) tests/cuda/gpu/check.py
 
 clean:
 	rm -rf build dist *.egg-info unfoldconv/*.so .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,5 +1,5 @@
-// The instructions that have no name in CUDA C++, by function. tests/emulator/emulated_intrinsics.h stands in for them
-// where kernels run on the CPU: an instruction that a kernel needs has its function in both.
+// The instructions that have no name in CUDA C++, by function. tests/cuda/emulator/emulated_intrinsics.h stands in for
+// them where kernels run on the CPU: an instruction that a kernel needs has its function in both.
 //
 // The fragments of a warp's matrices (PTX ISA, "Matrix Fragments"), with g = lane / 4 and t = lane % 4. Elements of 16
 // bits lie in pairs in a register, the even one in the lower half.
