@@ -8,7 +8,8 @@ To add an op:
    the function refuses, in the same words (`_checks.py`).
 3. What calls it: a function of `_convolution.py` or `_patches.py`, and what it becomes in ONNX, in `onnx.py`.
 4. Its lines in `tests/derivatives.py` (derivatives, compiling) and in the tables `_direct_calls` of
-   `tests/test_autograd.py`, `OPS` of `tests/test_sharding.py` and `REFUSED_BY_OPS` of `tests/test_errors.py`.
+   `tests/ops/test_autograd.py`, `OPS` of `tests/integration/test_sharding.py`, `REFUSED_BY_OPS` of
+   `tests/ops/test_errors.py`.
 """
 
 from collections.abc import Callable

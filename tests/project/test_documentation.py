@@ -1,4 +1,4 @@
-"""The examples of the docstrings run, every public name has one or refers to one, and files that are named are there."""
+"""Examples of the docstrings run, every public name has one or refers to one, and files that are named are there."""
 
 import doctest
 import importlib
