@@ -2,7 +2,6 @@
 #include "columns/columns_engine.h"
 #include "cpu/correlate/correlate_engines.h"
 #include "cpu/input_grad/input_grad_engines.h"
-#include "cpu/kernels/kernels.h"
 #include "cpu/weight_grad/weight_grad_engines.h"
 #include "dispatch/legacy.h"
 
@@ -11,10 +10,6 @@ namespace {
 
 template <bool (*f)(const Correlation<3>&)>
 bool correlate(const Place&, const Correlation<3>& problem) {
-  return f(problem);
-}
-template <bool (*f)(const InputGrad<3>&)>
-bool input_grad(const Place&, const InputGrad<3>& problem) {
   return f(problem);
 }
 bool correlate_columns(const Place& place, const Correlation<3>& problem) {
@@ -35,19 +30,7 @@ bool few(const Correlation<3>& problem) {
 }
 bool channels(const Correlation<3>& problem) { return wanted(problem) && cpu::correlate_channels(problem); }
 
-bool fold(const InputGrad<3>& problem, bool (*f)(const InputGrad<3>&)) {
-  if (problem.grad_input.layout.count[1] > 1 || problem.grad_output.layout.count[2] < 2) return false;
-  if (problem.grad_input.layout.plane_numel() * problem.geometry.image_numel() == 0) return false;
-  if (problem.grad_input.layout.count[2] > cpu::kDotColumns) return false;
-  // Windows that do not overlap leave nothing to add up.
-  if (problem.geometry.kernel[2] <= problem.geometry.stride[2]) return false;
-  return f(problem);
-}
-bool fold_channels(const InputGrad<3>& problem) { return fold(problem, cpu::fold_channels); }
-bool fold_planes(const InputGrad<3>& problem) { return fold(problem, cpu::fold_planes); }
-
 using C = Correlation<3>;
-using I = InputGrad<3>;
 using W = WeightGrad<3>;
 
 constexpr CorrelateEngine kCorrelate[] = {
@@ -62,8 +45,8 @@ constexpr CorrelateEngine kCorrelate[] = {
 };
 
 constexpr InputGradEngine kInputGrad[] = {
-    {"channels.overlap_add", "channels", false, nullptr, plan_legacy<I, input_grad<fold_channels>>},
-    {"positions.overlap_add", "positions", false, nullptr, plan_legacy<I, input_grad<fold_planes>>},
+    {"channels.overlap_add", "channels", false, cpu::input_grad::decline_channels, cpu::input_grad::plan_channels},
+    {"positions.overlap_add", "positions", false, cpu::input_grad::decline_positions, cpu::input_grad::plan_positions},
 };
 
 constexpr WeightGradEngine kWeightGrad[] = {
