@@ -115,6 +115,7 @@ void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor
                              with_leading_axes<3>(input),
                              with_leading_axes<3>(weight_planes<Rank>(weight, groups, /*swap=*/true)),
                              bias_data(bias)};
+  if (problem.grad_input.layout.plane_numel() * geometry.image_numel() == 0) return;
   const Call call{place, grad_output};
   if (!run_first(engines_of(place).input_grad, /*has_fallback=*/false, problem, call)) correlate_phases(call, problem);
 }

@@ -1,4 +1,4 @@
-// The input gradient of few channels, by folding columns.
+// The input gradient of few channels, by overlap-add of columns.
 //
 //   columns[o, (t, u, c)] = sum over output channels m of grad_output[o, m] * weight[m, c, t, u]
 //   grad_input[i, x, c]   = bias[c] + sum over o, t with o * stride + t * dilation - padding = i, and over q, u with
@@ -11,14 +11,16 @@
 // time.
 #pragma once
 
-#include "problem/correlation.h"
+#include "runtime/engine.h"
 
-namespace unfoldconv::cpu {
+namespace unfoldconv::cpu::input_grad {
 
-// The engines: for channels that adjoin in memory, and for planes.
+// For contiguous channels.
+const char* decline_channels(const OneImage<InputGrad<3>>& problem);
+const char* plan_channels(const InputGrad<3>& problem, const Call& call, JobSlot& slot);
 
-bool fold_channels(const InputGrad<3>& problem);
+// For contiguous positions.
+const char* decline_positions(const OneImage<InputGrad<3>>& problem);
+const char* plan_positions(const InputGrad<3>& problem, const Call& call, JobSlot& slot);
 
-bool fold_planes(const InputGrad<3>& problem);
-
-}  // namespace unfoldconv::cpu
+}  // namespace unfoldconv::cpu::input_grad

@@ -5,7 +5,7 @@
 // border positions left out.
 #include "cpu/weight_grad/weight_grad_tasks.h"
 
-namespace unfoldconv::cpu {
+namespace unfoldconv::cpu::weight_grad {
 namespace {
 
 constexpr int64_t kChunkSegments = 4;   // of positions that are multiplied at a time
@@ -15,7 +15,7 @@ constexpr int64_t kOwnTapPanels = 12;   // of a task that exists only to be one 
 constexpr int64_t kLeastRows = 48;      // of a task
 
 // How a problem is cut up.
-struct Plan {
+struct Tiling {
   int64_t panel_channels;
   Blocks rows, taps, panels;
   Splits splits;  // of segments
@@ -25,62 +25,60 @@ struct Plan {
   int64_t blocks() const { return rows.count() * taps.count() * panels.count(); }
 };
 
-template <class Terms, int Rank>
-Plan plan_of(const Terms& terms, const WeightGrad<Rank>& problem) {
+template <class Terms>
+Tiling tiling_of(const Terms& terms, const WeightGrad<3>& problem) {
   using Sum = typename Terms::Sum;
   const int64_t limit = workspace_limit().cpu, groups = problem.groups();
   const int64_t rows = problem.rows(), taps = problem.geometry.tap_numel();
   const int64_t segments = ceil_div(problem.batch() * problem.geometry.position_numel(), kSegmentLanes);
-  Plan plan;
-  plan.tap_pieces = most_pieces<Rank>(kSegmentLanes, problem.geometry.positions);
-  plan.panel_channels = std::min(terms.most_lanes(), terms.width(problem.channels()));
-  const int64_t panels = ceil_div(problem.channels(), plan.panel_channels);
+  Tiling tiling;
+  tiling.tap_pieces = most_pieces<3>(kSegmentLanes, problem.geometry.positions);
+  tiling.panel_channels = std::min(terms.most_lanes(), terms.width(problem.channels()));
+  const int64_t panels = ceil_div(problem.channels(), tiling.panel_channels);
 
   // Rows, panels and taps of a block, within a quarter of the limit.
-  const int64_t room = std::max<int64_t>(1, limit / 4 / (plan.panel_channels * static_cast<int64_t>(sizeof(Sum))));
+  const int64_t room = std::max<int64_t>(1, limit / 4 / (tiling.panel_channels * static_cast<int64_t>(sizeof(Sum))));
   const int64_t few_rows = std::min(rows, kLeastRows);
-  plan.taps = cut(taps, ceil_div(taps, std::clamp<int64_t>(room / few_rows, 1, taps)));
+  tiling.taps = cut(taps, ceil_div(taps, std::clamp<int64_t>(room / few_rows, 1, taps)));
   const int64_t most_panels = std::clamp<int64_t>(
-      std::min(room / few_rows / plan.taps.size, ceil_div(kLeastTapPanels, plan.taps.size)), 1, panels);
-  plan.panels = cut(panels, ceil_div(panels, most_panels));
-  const int64_t most_rows = std::max<int64_t>(1, room / plan.taps.size / plan.panels.size);
-  const int64_t wanted = std::min(ceil_div(kTasksPerProblem, groups * plan.panels.count() * plan.taps.count()),
+      std::min(room / few_rows / tiling.taps.size, ceil_div(kLeastTapPanels, tiling.taps.size)), 1, panels);
+  tiling.panels = cut(panels, ceil_div(panels, most_panels));
+  const int64_t most_rows = std::max<int64_t>(1, room / tiling.taps.size / tiling.panels.size);
+  const int64_t wanted = std::min(ceil_div(kTasksPerProblem, groups * tiling.panels.count() * tiling.taps.count()),
                                   std::max<int64_t>(1, rows / kLeastRows));
-  plan.rows = cut(rows, std::max(ceil_div(rows, most_rows), wanted), terms.tiles.rows);
-  plan.rows.size = std::min(plan.rows.size, most_rows);
-  plan.splits = split_sums<Sum>(problem, groups * plan.blocks(), segments, 2 * kChunkSegments);
+  tiling.rows = cut(rows, std::max(ceil_div(rows, most_rows), wanted), terms.tiles.rows);
+  tiling.rows.size = std::min(tiling.rows.size, most_rows);
+  tiling.splits = split_sums<Sum>(problem, groups * tiling.blocks(), segments, 2 * kChunkSegments);
 
   // Where these are few tasks yet, fewer taps in each; as for splits, an even number.
-  const int64_t others = groups * plan.panels.count() * plan.rows.count() * plan.splits.count;
-  int64_t parts = std::min(ceil_div(kTasksPerProblem, others), taps * plan.panels.size / kOwnTapPanels);
+  const int64_t others = groups * tiling.panels.count() * tiling.rows.count() * tiling.splits.count;
+  int64_t parts = std::min(ceil_div(kTasksPerProblem, others), taps * tiling.panels.size / kOwnTapPanels);
   if (parts > 1 && parts * others % 2 != 0) ++parts;
-  if (parts > plan.taps.count()) plan.taps = cut(taps, parts);
-  plan.block = block_terms<typename Terms::T>(ceil_div(segments * kSegmentLanes, plan.splits.count));
-  return plan;
+  if (parts > tiling.taps.count()) tiling.taps = cut(taps, parts);
+  tiling.block = block_terms<typename Terms::T>(ceil_div(segments * kSegmentLanes, tiling.splits.count));
+  return tiling;
 }
 
-template <class Terms, int Rank>
+template <class Terms>
 struct Buffers {
   using T = typename Terms::T;
   using Sum = typename Terms::Sum;
   T* grads;
   Sum *sums, *result;
-  PositionPiece<Rank>* positions;
+  PositionPiece<3>* positions;
   Run<T>* runs;
   const T** run_rows;  // [runs, rows of a tile]
 };
 
 // The positions of a piece that a tap reads inside the image for, and the image element that the first of them reads.
-template <int Rank>
 struct TapReach {
   int64_t begin, end, offset;
 
-  TapReach(const PositionPiece<Rank>& piece, const Tap<Rank>& tap, const Geometry<Rank>& geometry,
-           const PlaneLayout<Rank>& image) {
-    constexpr int last = Rank - 1;
+  TapReach(const PositionPiece<3>& piece, const Tap<3>& tap, const Geometry<3>& geometry, const PlaneLayout<3>& image) {
+    constexpr int last = 2;
     bool inside = true;
     offset = piece.image * image.stride[0] + tap.offset;
-    for (int axis = 0; axis < Rank; ++axis) {
+    for (int axis = 0; axis < 3; ++axis) {
       const int64_t corner = piece.index[axis] * geometry.stride[axis];
       if (axis < last)
         inside &= static_cast<uint64_t>(corner + tap.shift[axis]) < static_cast<uint64_t>(geometry.image[axis]);
@@ -95,19 +93,19 @@ struct TapReach {
 };
 
 // grad_output of one segment as [row, position].
-template <class Terms, int Rank>
-void lay_out_grads(const Terms& terms, const WeightGrad<Rank>& problem, const PositionPiece<Rank>* pieces, int count,
+template <class Terms>
+void lay_out_grads(const Terms& terms, const WeightGrad<3>& problem, const PositionPiece<3>* pieces, int count,
                    bool line, int64_t group, int64_t row, int64_t rows, int64_t pitch, typename Terms::T* to) {
   using T = typename Terms::T;
-  const PlaneLayout<Rank>& layout = problem.grad_output.layout;
-  const int64_t step = layout.axis_stride[Rank - 1];
+  const PlaneLayout<3>& layout = problem.grad_output.layout;
+  const int64_t step = layout.axis_stride[2];
   const T* const base =
       reinterpret_cast<const T*>(problem.grad_output.data) + group * layout.stride[1] + row * layout.stride[2];
   for (int piece = 0, next; piece < count; piece = next) {
     int64_t positions = pieces[piece].length;
     for (next = piece + 1; line && next < count && pieces[next].image == pieces[piece].image; ++next)
       positions += pieces[next].length;
-    const T* const from = base + offset_of<Rank>(pieces[piece], layout);
+    const T* const from = base + offset_of<3>(pieces[piece], layout);
     T* const target = to + pieces[piece].lane;
     if (layout.stride[2] == 1)
       terms.pack.transpose({from, step, 1, positions, rows, positions}, target, pitch);
@@ -117,110 +115,163 @@ void lay_out_grads(const Terms& terms, const WeightGrad<Rank>& problem, const Po
   }
 }
 
-template <class Terms, int Rank>
-bool run(const Terms& terms, const WeightGrad<Rank>& problem) {
-  using T = typename Terms::T;
-  using Sum = typename Terms::Sum;
-  if (problem.image.layout.stride[2] != 1 || problem.channels() % terms.tiles.lanes != 0) return false;
-  const Plan plan = plan_of(terms, problem);
-  const Geometry<Rank>& geometry = problem.geometry;
-  const PlaneLayout<Rank>&image = problem.image.layout, &output = problem.grad_output.layout;
-  const int64_t channels = problem.channels(), positions = problem.batch() * geometry.position_numel();
-  constexpr int64_t pitch = kChunkSegments * kSegmentLanes;  // of a row of grad_output
-  const int64_t most_runs = kChunkSegments * plan.tap_pieces;
-  const auto carve = [&](Carver& carver) {
-    return Buffers<Terms, Rank>{
-        carver.take<T>(plan.rows.size * pitch),
-        carver.take<Sum>(plan.taps.size * plan.panels.size * plan.rows.size * plan.panel_channels),
-        carver.take<Sum>(plan.panel_channels * plan.taps.size),
-        carver.take<PositionPiece<Rank>>(most_runs),
-        carver.take<Run<T>>(most_runs),
-        carver.take<const T*>(most_runs * terms.tiles.rows)};
-  };
-  // Positions of an image that follow each other at one distance.
-  PlaneLayout<Rank> spacing = output;
-  for (int axis = 0; axis < Rank; ++axis)
-    spacing.axis_stride[axis] /= std::max<int64_t>(1, output.axis_stride[Rank - 1]);
-  const bool line = is_line<Rank>(spacing, geometry.positions);
-  const int64_t step = geometry.stride[Rank - 1] * image.axis_stride[Rank - 1];
-
-  const auto body = [&](auto task, const auto& buffers) {
-    const Range rows = task.next(plan.rows), taps = task.next(plan.taps), panels = task.next(plan.panels);
-    const T* const plane = reinterpret_cast<const T*>(problem.image.data) + task.group * image.stride[1];
-    const auto sums_of = [&](int64_t tap, int64_t panel) {
-      return buffers.sums +
-             ((tap - taps.begin) * plan.panels.size + panel - panels.begin) * plan.rows.size * plan.panel_channels;
-    };
-
-    for (int64_t segment = task.units.begin; segment < task.units.end; segment += kChunkSegments) {
-      const int64_t segments = std::min(kChunkSegments, task.units.end - segment);
-      int pieces[kChunkSegments];
-      for (int64_t s = 0; s < segments; ++s) {
-        const int64_t first = (segment + s) * kSegmentLanes;
-        PositionPiece<Rank>* const at = buffers.positions + s * plan.tap_pieces;
-        pieces[s] = split_positions<Rank>(first, std::min(kSegmentLanes, positions - first), geometry.positions, at);
-        lay_out_grads(terms, problem, at, pieces[s], line, task.group, rows.begin, rows.size(), pitch,
-                      buffers.grads + s * kSegmentLanes);
-      }
-      for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-        const int64_t channel = panel * plan.panel_channels;
-        const int64_t lanes = std::min(plan.panel_channels, channels - channel), width = terms.width(lanes);
-        for (int64_t tap = taps.begin; tap < taps.end; ++tap) {
-          TileArguments<T> arguments{buffers.runs,    0,     0,
-                                     plane + channel, 1,     step,
-                                     nullptr,         width, segment == task.units.begin ? Start::zero : Start::sum,
-                                     nullptr};
-          int64_t block = 0;  // terms in the block so far
-          for (int64_t s = 0; s < segments; ++s)
-            for (int piece = 0; piece < pieces[s]; ++piece) {
-              const PositionPiece<Rank>& at = buffers.positions[s * plan.tap_pieces + piece];
-              const TapReach<Rank> reach(at, task.taps[tap], geometry, image);
-              const int64_t first = s * kSegmentLanes + at.lane + reach.begin, length = reach.end - reach.begin;
-              if (length == 0) continue;
-              const T** const run_rows = buffers.run_rows + arguments.run_count * terms.tiles.rows;
-              for (int64_t i = 0; i < terms.tiles.rows; ++i) run_rows[i] = buffers.grads + i * pitch + first;
-              block += length;
-              buffers.runs[arguments.run_count++] = {run_rows, reach.offset, length, block >= plan.block};
-              if (block >= plan.block) block = 0;
-            }
-          Sum* const sums = sums_of(tap, panel);
-          for (int64_t row = 0; row < rows.size(); row += terms.tiles.rows) {
-            arguments.a_offset = row * pitch;
-            arguments.c = sums + row * width;
-            terms.multiply(width, std::min<int64_t>(terms.tiles.rows, rows.size() - row), arguments);
-          }
-        }
-      }
-    }
-    for (int64_t panel = panels.begin; panel < panels.end; ++panel) {
-      const int64_t channel = panel * plan.panel_channels;
-      const int64_t lanes = std::min(plan.panel_channels, channels - channel), width = terms.width(lanes);
-      for (int64_t row = 0; row < rows.size(); ++row) {
-        for (int64_t tap = 0; tap < taps.size(); ++tap) {
-          const Sum* const sums = sums_of(taps.begin + tap, panel) + row * width;
-          for (int64_t c = 0; c < lanes; ++c) buffers.result[c * taps.size() + tap] = sums[c];
-        }
-        const int64_t offset = ((rows.begin + row) * channels + channel) * plan.taps.total + taps.begin;
-        // Taps of one channel adjoin, and where they are all here the channels do as well.
-        const int64_t runs = taps.size() == plan.taps.total ? 1 : lanes, length = lanes * taps.size() / runs;
-        for (int64_t i = 0; i < runs; ++i)
-          task.write(buffers.result + i * length, offset + i * plan.taps.total, length);
-      }
-    }
-  };
-  return run_weight_tasks(terms, problem, plan.splits, plan.blocks(), plan.panel_channels,
-                          "channels adjoin in memory: the image is read where it lies", carve, body);
+// Whether the positions of an image follow each other at one distance.
+bool evenly_spaced(const PlaneLayout<3>& layout, const int64_t (&positions)[3]) {
+  PlaneLayout<3> spacing = layout;
+  for (int axis = 0; axis < 3; ++axis) spacing.axis_stride[axis] /= std::max<int64_t>(1, layout.axis_stride[2]);
+  return is_line<3>(spacing, positions);
 }
+
+template <class Terms>
+class ChannelsJob final : public BlocksJob<ChannelsJob<Terms>, Terms> {
+  using Base = BlocksJob<ChannelsJob<Terms>, Terms>;
+  using Base::problem_;
+  using Base::terms_;
+  using typename Base::Sum;
+  using typename Base::T;
+
+ public:
+  ChannelsJob(const Terms& terms, const WeightGrad<3>& problem)
+      : Base(terms, problem),
+        tiling_(tiling_of(terms, problem)),
+        line_(evenly_spaced(problem.grad_output.layout, problem.geometry.positions)) {
+    this->plan_tasks(tiling_.splits, tiling_.blocks(), tiling_.panel_channels,
+                     "channels are contiguous: the image is read where it lies");
+  }
+
+  Buffers<Terms> buffers(Carver& carver) const {
+    const int64_t most_runs = kChunkSegments * tiling_.tap_pieces;
+    return {carver.take<T>(tiling_.rows.size * kPitch),
+            carver.take<Sum>(tiling_.taps.size * tiling_.panels.size * panel_sums()),
+            carver.take<Sum>(tiling_.panel_channels * tiling_.taps.size),
+            carver.take<PositionPiece<3>>(most_runs),
+            carver.take<Run<T>>(most_runs),
+            carver.take<const T*>(most_runs * terms_.tiles.rows)};
+  }
+
+  void run_block(Task<Terms> task, const Buffers<Terms>& own) const {
+    Block block;
+    block.rows = task.next(tiling_.rows);
+    block.taps = task.next(tiling_.taps);
+    block.panels = task.next(tiling_.panels);
+    for (int64_t segment = task.units.begin; segment < task.units.end; segment += kChunkSegments) {
+      Chunk chunk;
+      chunk.segments = std::min(kChunkSegments, task.units.end - segment);
+      gather(task, block.rows, segment, chunk, own);
+      for (int64_t panel = block.panels.begin; panel < block.panels.end; ++panel)
+        for (int64_t tap = block.taps.begin; tap < block.taps.end; ++tap)
+          multiply(task, block, panel, tap, chunk, segment == task.units.begin ? Start::zero : Start::sum, own);
+    }
+    for (int64_t panel = block.panels.begin; panel < block.panels.end; ++panel) store(task, block, panel, own);
+  }
+
+ private:
+  static constexpr int64_t kPitch = kChunkSegments * kSegmentLanes;  // of a row of grad_output
+
+  // What a task sums.
+  struct Block {
+    Range rows, taps, panels;
+  };
+  // Segments that are multiplied at a time.
+  struct Chunk {
+    int64_t segments;
+    int pieces[kChunkSegments];  // of each
+  };
+
+  int64_t panel_sums() const { return tiling_.rows.size * tiling_.panel_channels; }
+  int64_t lanes_of(int64_t panel) const {
+    return std::min(tiling_.panel_channels, problem_.channels() - panel * tiling_.panel_channels);
+  }
+  Sum* sums_of(const Block& block, int64_t tap, int64_t panel, const Buffers<Terms>& own) const {
+    return own.sums + ((tap - block.taps.begin) * tiling_.panels.size + panel - block.panels.begin) * panel_sums();
+  }
+
+  // grad_output of a chunk as [row, position].
+  void gather(const Task<Terms>& task, Range rows, int64_t segment, Chunk& chunk, const Buffers<Terms>& own) const {
+    const int64_t positions = problem_.batch() * problem_.geometry.position_numel();
+    for (int64_t s = 0; s < chunk.segments; ++s) {
+      const int64_t first = (segment + s) * kSegmentLanes;
+      PositionPiece<3>* const at = own.positions + s * tiling_.tap_pieces;
+      chunk.pieces[s] =
+          split_positions<3>(first, std::min(kSegmentLanes, positions - first), problem_.geometry.positions, at);
+      lay_out_grads(terms_, problem_, at, chunk.pieces[s], line_, task.group, rows.begin, rows.size(), kPitch,
+                    own.grads + s * kSegmentLanes);
+    }
+  }
+
+  // Adds to the sums of one tap and panel what a chunk contributes.
+  void multiply(const Task<Terms>& task, const Block& of_task, int64_t panel, int64_t tap, const Chunk& chunk,
+                Start start, const Buffers<Terms>& own) const {
+    const Geometry<3>& geometry = problem_.geometry;
+    const PlaneLayout<3>& image = problem_.image.layout;
+    const int64_t width = terms_.width(lanes_of(panel)), tile_rows = terms_.tiles.rows;
+    const T* const plane = reinterpret_cast<const T*>(problem_.image.data) + task.group * image.stride[1];
+    TileArguments<T> arguments{own.runs, 0,
+                               0,        plane + panel * tiling_.panel_channels,
+                               1,        geometry.stride[2] * image.axis_stride[2],
+                               nullptr,  width,
+                               start,    nullptr};
+    int64_t block = 0;  // terms in the block so far
+    for (int64_t s = 0; s < chunk.segments; ++s)
+      for (int piece = 0; piece < chunk.pieces[s]; ++piece) {
+        const PositionPiece<3>& at = own.positions[s * tiling_.tap_pieces + piece];
+        const TapReach reach(at, task.taps[tap], geometry, image);
+        const int64_t first = s * kSegmentLanes + at.lane + reach.begin, length = reach.end - reach.begin;
+        if (length == 0) continue;
+        const T** const run_rows = own.run_rows + arguments.run_count * tile_rows;
+        for (int64_t i = 0; i < tile_rows; ++i) run_rows[i] = own.grads + i * kPitch + first;
+        block += length;
+        own.runs[arguments.run_count++] = {run_rows, reach.offset, length, block >= tiling_.block};
+        if (block >= tiling_.block) block = 0;
+      }
+    const int64_t rows = of_task.rows.size();
+    Sum* const sums = sums_of(of_task, tap, panel, own);
+    for (int64_t row = 0; row < rows; row += tile_rows) {
+      arguments.a_offset = row * kPitch;
+      arguments.c = sums + row * width;
+      terms_.multiply(width, std::min(tile_rows, rows - row), arguments);
+    }
+  }
+
+  void store(const Task<Terms>& task, const Block& block, int64_t panel, const Buffers<Terms>& own) const {
+    const int64_t lanes = lanes_of(panel), width = terms_.width(lanes), taps = block.taps.size();
+    for (int64_t row = 0; row < block.rows.size(); ++row) {
+      for (int64_t tap = 0; tap < taps; ++tap) {
+        const Sum* const sums = sums_of(block, block.taps.begin + tap, panel, own) + row * width;
+        for (int64_t c = 0; c < lanes; ++c) own.result[c * taps + tap] = sums[c];
+      }
+      const int64_t channel = (block.rows.begin + row) * problem_.channels() + panel * tiling_.panel_channels;
+      const int64_t offset = channel * tiling_.taps.total + block.taps.begin;
+      // Taps of one channel are contiguous, and where they are all here the channels are as well.
+      const int64_t runs = taps == tiling_.taps.total ? 1 : lanes, length = lanes * taps / runs;
+      for (int64_t i = 0; i < runs; ++i) task.write(own.result + i * length, offset + i * tiling_.taps.total, length);
+    }
+  }
+
+  const Tiling tiling_;
+  const bool line_;
+};
 
 }  // namespace
 
-bool weight_sums_of_channels(const WeightGrad<3>& problem) {
-  bool done = false;
-  with_terms(problem.image.dtype, [&](const auto& terms) {
-    using Terms = std::remove_cvref_t<decltype(terms)>;
-    if constexpr (std::is_same_v<typename Terms::T, typename Terms::From>) done = run(terms, problem);
-  });
-  return done;
+const char* decline_channels(const OneImage<WeightGrad<3>>& problem) {
+  const ScalarType dtype = problem->image.dtype;
+  if (!has_terms(dtype)) return kNoTerms;
+  if (is_16bit_float(dtype)) return "elements of 16 bits are not multiplied as they lie";
+  if (problem->image.layout.stride[2] != 1) return "channels of the image are not contiguous";
+  const Kernels& k = kernels();
+  if (problem->channels() % (dtype == ScalarType::Double ? k.tiles.f64.lanes : k.tiles.f32.lanes) != 0)
+    return "channels do not fill whole vectors";
+  return nullptr;
 }
 
-}  // namespace unfoldconv::cpu
+const char* plan_channels(const WeightGrad<3>& problem, const Call&, JobSlot& slot) {
+  with_terms(problem.image.dtype, [&](const auto& terms) {
+    using Terms = std::remove_cvref_t<decltype(terms)>;
+    if constexpr (std::is_same_v<typename Terms::T, typename Terms::From>)
+      slot.emplace<ChannelsJob<Terms>>(terms, problem);
+  });
+  return nullptr;
+}
+
+}  // namespace unfoldconv::cpu::weight_grad

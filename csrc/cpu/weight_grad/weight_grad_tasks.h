@@ -9,7 +9,7 @@
 #include "cpu/weight_grad/weight_grad_engines.h"
 #include "runtime/workspace.h"
 
-namespace unfoldconv::cpu {
+namespace unfoldconv::cpu::weight_grad {
 
 struct Range {
   int64_t begin, end;
@@ -39,8 +39,8 @@ struct Splits {
 
 // As many parts of the sums as make kTasksPerProblem tasks out of so many blocks, each of `least` units or more, and
 // all of them in memory within half the limit.
-template <class Sum, int Rank>
-Splits split_sums(const WeightGrad<Rank>& problem, int64_t blocks, int64_t units, int64_t least) {
+template <class Sum>
+Splits split_sums(const WeightGrad<3>& problem, int64_t blocks, int64_t units, int64_t least) {
   const int64_t bytes = problem.numel() * static_cast<int64_t>(sizeof(Sum));
   const int64_t room = workspace_limit().cpu / 2 / std::max<int64_t>(1, bytes);
   const int64_t most = std::clamp<int64_t>(room, 1, std::max<int64_t>(1, ceil_div(units, least)));
@@ -61,18 +61,19 @@ int64_t block_terms(int64_t terms) {
   return block;
 }
 
-template <class Terms, int Rank>
-class WeightTask {
+// One task, and its way to the result: grad_weight, or partial sums.
+template <class Terms>
+class Task {
  public:
   using Sum = typename Terms::Sum;
   using From = typename Terms::From;
 
-  const Tap<Rank>* taps;
+  const Tap<3>* taps;
   int64_t group;
   Range units;
 
-  WeightTask(const Terms& terms, const WeightGrad<Rank>& problem, const Tap<Rank>* tap_list, const Splits& splits,
-             Sum* partial, int64_t blocks, int64_t number)
+  Task(const Terms& terms, const WeightGrad<3>& problem, const Tap<3>* tap_list, const Splits& splits, Sum* partial,
+       int64_t blocks, int64_t number)
       : taps(tap_list),
         group(number / blocks % problem.groups()),
         units(splits.at(number / blocks / problem.groups())),
@@ -120,53 +121,71 @@ class WeightTask {
   From* result_;
 };
 
-// Adds partial[split, numel] up in order, in place, and writes the dtype of the result.
-template <class Terms>
-void add_partials(const Terms& terms, typename Terms::Sum* partial, int64_t splits, int64_t numel,
-                  typename Terms::From* result) {
+// A job whose tasks are those above: Own has
+//
+//   Buffers buffers(Carver&) const;                             // as any job has (runtime/job.h)
+//   void run_block(Task<Terms> task, const Buffers&) const;     // writes the sums of a task
+//
+// and calls plan_tasks() when it has cut its problem up.
+template <class Own, class Terms_>
+class BlocksJob : public TaskJob<Own> {
+ public:
+  using Terms = Terms_;
+  using T = typename Terms::T;
+  using From = typename Terms::From;
   using Sum = typename Terms::Sum;
-  parallel_over(numel, splits * sizeof(Sum), [&](int64_t begin, int64_t end) {
-    for (int64_t split = 1; split < splits; ++split)
-      for (int64_t i = begin; i < end; ++i) partial[i] += partial[split * numel + i];
-    terms.pack.store(partial + begin, result + begin, 1, end - begin);
-  });
-}
 
-// body(task, buffers) for every task, of which there are `blocks` for each group and split; or their report. Returns
-// false, with nothing done, where the buffers that carve(Carver&) takes are beyond the limit.
-template <class Terms, int Rank, class Carve, class Body>
-bool run_weight_tasks(const Terms& terms, const WeightGrad<Rank>& problem, const Splits& splits, int64_t blocks,
-                      int64_t panel_lanes, const char* why, const Carve& carve, const Body& body) {
-  using Sum = typename Terms::Sum;
-  Carver count;
-  carve(count);
-  if (count.bytes() > workspace_limit().cpu) return false;
-
-  const int64_t numel = problem.numel(), tasks = splits.count * problem.groups() * blocks;
-  const auto carve_shared = [&](Carver& carver) {
-    return std::make_pair(carver.take<Tap<Rank>>(problem.geometry.tap_numel()),
-                          carver.take<Sum>(splits.count > 1 ? splits.count * numel : 0));
-  };
-  Carver shared_count;
-  carve_shared(shared_count);
-  if (LegacyReport* const report = LegacyReport::wanted()) {
-    report->engine(terms.tile_name(panel_lanes), tasks, count.bytes(), shared_count.bytes(), why);
-    return true;
+  void share(Carver& carver) {
+    taps_ = carver.take<Tap<3>>(problem_.geometry.tap_numel());
+    partial_ = carver.take<Sum>(splits_.count > 1 ? splits_.count * problem_.numel() : 0);
   }
-  const Scratch shared(shared_count.bytes(), *problem.like);
-  Carver shared_carver(shared.data_ptr());
-  const auto memory = carve_shared(shared_carver);
-  list_taps<Rank>(problem.geometry, problem.image.layout.axis_stride, memory.first);
 
-  const bool serial = 2. * numel * problem.batch() * problem.geometry.position_numel() < kSerialFlops;
-  run_tasks(tasks, serial, *problem.like, carve, [&](int64_t number, const auto& buffers) {
-    const TileScope<typename Terms::T> scope(terms.tiles);
-    body(WeightTask<Terms, Rank>(terms, problem, memory.first, splits, memory.second, blocks, number), buffers);
-  });
-  if (splits.count > 1)
-    add_partials(terms, memory.second, splits.count, numel,
-                 reinterpret_cast<typename Terms::From*>(problem.grad_weight));
-  return true;
-}
+  void fill(const Call&) { list_taps<3>(problem_.geometry, problem_.image.layout.axis_stride, taps_); }
 
-}  // namespace unfoldconv::cpu
+  template <class Buffers>
+  void run_task(const Call&, int64_t number, const Buffers& own) const {
+    const TileScope<T> scope(terms_.tiles);
+    static_cast<const Own&>(*this).run_block(Task<Terms>(terms_, problem_, taps_, splits_, partial_, blocks_, number),
+                                             own);
+  }
+
+  // Adds partial[split, numel] up in order, in place, and writes the dtype of the result.
+  void finish(const Call&) final {
+    if (splits_.count == 1) return;
+    const int64_t numel = problem_.numel(), splits = splits_.count;
+    From* const result = reinterpret_cast<From*>(problem_.grad_weight);
+    parallel_over(numel, splits * sizeof(Sum), [&](int64_t begin, int64_t end) {
+      for (int64_t split = 1; split < splits; ++split)
+        for (int64_t i = begin; i < end; ++i) partial_[i] += partial_[split * numel + i];
+      terms_.pack.store(partial_ + begin, result + begin, 1, end - begin);
+    });
+  }
+
+ protected:
+  BlocksJob(const Terms& terms, const WeightGrad<3>& problem) : terms_(terms), problem_(problem) {}
+
+  // `blocks` for each group and split.
+  void plan_tasks(const Splits& splits, int64_t blocks, int64_t panel_lanes, const char* why) {
+    splits_ = splits;
+    blocks_ = blocks;
+    Plan& plan = this->plan_;
+    plan.why = why;
+    plan.tile_rows = terms_.tiles.rows;
+    plan.tile_lanes = panel_lanes;
+    plan.tasks = splits.count * problem_.groups() * blocks;
+    plan.serial = 2. * problem_.numel() * problem_.batch() * problem_.geometry.position_numel() < kSerialFlops;
+    this->measure();
+  }
+
+  const Terms terms_;
+  const WeightGrad<3>& problem_;
+
+ private:
+  Splits splits_{};
+  int64_t blocks_ = 0;
+  // What all tasks share: what taps read, and the partial sums.
+  Tap<3>* taps_ = nullptr;
+  Sum* partial_ = nullptr;
+};
+
+}  // namespace unfoldconv::cpu::weight_grad
