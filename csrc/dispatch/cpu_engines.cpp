@@ -21,14 +21,6 @@ template <bool (*f)(const WeightGrad<3>&)>
 bool weight_grad(const Place&, const WeightGrad<3>& problem) {
   return f(problem);
 }
-bool correlate_columns(const Place& place, const Correlation<3>& problem) {
-  correlate_by_columns_of_rank(place, problem);
-  return true;
-}
-bool weight_columns(const Place& place, const WeightGrad<3>& problem) {
-  weight_sums_by_columns_of_rank(place, problem);
-  return true;
-}
 bool wanted(const Correlation<3>& problem) {
   const bool input_adjoins = problem.image.layout.stride[2] == 1 || problem.channels() == 1;
   const bool output_adjoins = problem.output.layout.stride[2] == 1 || problem.rows() == 1;
@@ -76,7 +68,7 @@ constexpr CorrelateEngine kCorrelate[] = {
     {"positions.planes", "positions", true, nullptr, plan_legacy<C, correlate<cpu::correlate_planes>>},
     {"positions.transposed", "positions", true, nullptr, plan_legacy<C, correlate<cpu::correlate_turned>>},
     {"positions.gathered", "positions", true, nullptr, plan_legacy<C, correlate<cpu::correlate_positions>>},
-    {"columns", "columns", false, nullptr, plan_legacy<C, correlate_columns>},
+    {"columns", "columns", false, nullptr, plan_correlate_columns},
 };
 
 constexpr InputGradEngine kInputGrad[] = {
@@ -89,7 +81,7 @@ constexpr WeightGradEngine kWeightGrad[] = {
     {"channels.patches", "channels", true, nullptr, plan_legacy<W, weight_grad<cpu::weight_sums_of_channels>>},
     {"positions.lines", "positions", true, nullptr, plan_legacy<W, weight_grad<rows>>},
     {"positions.patches", "positions", true, nullptr, plan_legacy<W, weight_grad<cpu::weight_sums_of_patches>>},
-    {"columns", "columns", false, nullptr, plan_legacy<W, weight_columns>},
+    {"columns", "columns", false, nullptr, plan_weight_grad_columns},
 };
 
 }  // namespace
