@@ -2,8 +2,6 @@
 #include "dispatch/convolution.h"
 
 #include "cpu/depthwise/depthwise_engine.h"
-#include "cuda/depthwise/depthwise_cuda_engine.h"
-#include "cuda/stem/stem_engine.h"
 #include "dispatch/driver.h"
 #include "dispatch/input_grad_phases.h"
 #include "runtime/legacy_report.h"
@@ -79,10 +77,6 @@ void conv(const Place& place, const Tensor& input, const Tensor& weight, const B
         return true;
       }))
     return;
-  if (legacy(depthwise_name(image.layout.count[2]),
-             [&] { return direct_conv<Rank>(place, input, weight, bias, geometry, groups, output); }))
-    return;
-  if (legacy("stem", [&] { return stem_conv<Rank>(place, input, weight, bias, geometry, groups, output); })) return;
   correlate({place, input}, {Rank,
                              /*phase=*/false,
                              with_leading_axes<3>(geometry),
@@ -106,9 +100,6 @@ void conv_input_grad(const Place& place, const Tensor& grad_output, const Tensor
         return true;
       }))
     return;
-  if (legacy(depthwise_name(input.layout.count[2]),
-             [&] { return direct_input_grad<Rank>(place, grad_output, weight, bias, geometry, groups, grad_input); }))
-    return;
   const InputGrad<3> problem{Rank,
                              with_leading_axes<3>(geometry),
                              with_leading_axes<3>(output),
@@ -130,11 +121,6 @@ void conv_weight_grad(const Place& place, const Tensor& grad_output, const Tenso
         cpu::depthwise_weight_grad(grad_output, input, geometry, groups, grad_weight);
         return true;
       }))
-    return;
-  if (legacy(depthwise_name(image.layout.count[2]),
-             [&] { return direct_weight_grad<Rank>(place, grad_output, input, geometry, groups, grad_weight); }))
-    return;
-  if (legacy("stem", [&] { return stem_weight_grad<Rank>(place, grad_output, input, geometry, groups, grad_weight); }))
     return;
   const WeightGrad<3> problem{Rank, with_leading_axes<3>(geometry), with_leading_axes<3>(output),
                               with_leading_axes<3>(image), static_cast<char*>(grad_weight.data_ptr())};

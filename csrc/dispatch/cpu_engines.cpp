@@ -3,21 +3,10 @@
 #include "cpu/correlate/correlate_engines.h"
 #include "cpu/input_grad/input_grad_engines.h"
 #include "cpu/weight_grad/weight_grad_engines.h"
-#include "dispatch/legacy.h"
+#include "dispatch/engine_tables.h"
 
 namespace unfoldconv {
 namespace {
-
-bool correlate_columns(const Place& place, const Correlation<3>& problem) {
-  correlate_by_columns_of_rank(place, problem);
-  return true;
-}
-bool weight_columns(const Place& place, const WeightGrad<3>& problem) {
-  weight_sums_by_columns_of_rank(place, problem);
-  return true;
-}
-using C = Correlation<3>;
-using W = WeightGrad<3>;
 
 constexpr CorrelateEngine kCorrelate[] = {
     {"channels.strips", "channels", true, cpu::decline_strips, cpu::plan_strips},
@@ -27,7 +16,7 @@ constexpr CorrelateEngine kCorrelate[] = {
     {"positions.planes", "positions", true, cpu::decline_planes, cpu::plan_planes},
     {"positions.transposed", "positions", true, cpu::decline_transposed, cpu::plan_transposed},
     {"positions.gathered", "positions", true, cpu::decline_positions, cpu::plan_positions},
-    {"columns", "columns", false, nullptr, plan_legacy<C, correlate_columns>},
+    {"columns", "columns", false, nullptr, plan_correlate_columns},
 };
 
 constexpr InputGradEngine kInputGrad[] = {
@@ -40,7 +29,7 @@ constexpr WeightGradEngine kWeightGrad[] = {
     {"channels.patches", "channels", true, cpu::weight_grad::decline_channels, cpu::weight_grad::plan_channels},
     {"positions.lines", "positions", true, cpu::weight_grad::decline_lines, cpu::weight_grad::plan_lines},
     {"positions.patches", "positions", true, cpu::weight_grad::decline_patches, cpu::weight_grad::plan_patches},
-    {"columns", "columns", false, nullptr, plan_legacy<W, weight_columns>},
+    {"columns", "columns", false, nullptr, plan_weight_grad_columns},
 };
 
 }  // namespace

@@ -2,42 +2,43 @@
 #ifdef UNFOLDCONV_WITH_CUDA
 
 #include "columns/columns_engine.h"
+#include "cuda/depthwise/depthwise_cuda_engine.h"
 #include "cuda/implicit_gemm/implicit_gemm_engine.h"
-#include "dispatch/legacy.h"
+#include "cuda/integers/integer_products.h"
+#include "cuda/stem/stem_engine.h"
+#include "dispatch/engine_tables.h"
 
 namespace unfoldconv {
 namespace {
 
-bool correlate_columns(const Place& place, const Correlation<3>& problem) {
-  correlate_by_columns_of_rank(place, problem);
-  return true;
-}
-bool weight_columns(const Place& place, const WeightGrad<3>& problem) {
-  weight_sums_by_columns_of_rank(place, problem);
-  return true;
-}
-bool input_grad(const Place& place, const InputGrad<3>& problem) {
-  const auto numel = [](const Planes<3>& planes, int64_t positions) { return planes.layout.plane_numel() * positions; };
-  return numel(problem.grad_output, problem.geometry.position_numel()) != 0 &&
-         numel(problem.grad_input, problem.geometry.image_numel()) != 0 && input_grad_by_implicit_gemm(place, problem);
+const char* plan_columns(const Correlation<3>& problem, const Call& call, JobSlot& slot) {
+  return plan_correlate_columns(problem, call, slot, cuda::multiply_integers);
 }
 
-using C = Correlation<3>;
-using I = InputGrad<3>;
-using W = WeightGrad<3>;
+const char* plan_columns(const WeightGrad<3>& problem, const Call& call, JobSlot& slot) {
+  return plan_weight_grad_columns(problem, call, slot, cuda::multiply_integers);
+}
 
 constexpr CorrelateEngine kCorrelate[] = {
-    {"implicit_gemm", "implicit_gemm", false, nullptr, plan_legacy<C, correlate_by_implicit_gemm>},
-    {"columns", "columns", false, nullptr, plan_legacy<C, correlate_columns>},
+    {"depthwise.direct", "depthwise", false, decline_direct_depthwise, plan_direct},
+    {"grouped.direct", "grouped", false, decline_direct_grouped, plan_direct},
+    {"stem", "stem", false, decline_stem, plan_stem},
+    {"implicit_gemm", "implicit_gemm", false, decline_implicit_gemm, plan_implicit_gemm},
+    {"columns", "columns", false, nullptr, plan_columns},
 };
 
 constexpr InputGradEngine kInputGrad[] = {
-    {"implicit_gemm", "implicit_gemm", false, nullptr, plan_legacy<I, input_grad>},
+    {"depthwise.direct", "depthwise", false, decline_direct_depthwise, plan_direct},
+    {"grouped.direct", "grouped", false, decline_direct_grouped, plan_direct},
+    {"implicit_gemm", "implicit_gemm", false, decline_implicit_gemm, plan_implicit_gemm},
 };
 
 constexpr WeightGradEngine kWeightGrad[] = {
-    {"implicit_gemm", "implicit_gemm", false, nullptr, plan_legacy<W, weight_sums_by_implicit_gemm>},
-    {"columns", "columns", false, nullptr, plan_legacy<W, weight_columns>},
+    {"depthwise.direct", "depthwise", false, decline_direct_depthwise, plan_direct},
+    {"grouped.direct", "grouped", false, decline_direct_grouped, plan_direct},
+    {"stem", "stem", false, decline_stem, plan_stem},
+    {"implicit_gemm", "implicit_gemm", false, decline_implicit_gemm, plan_implicit_gemm},
+    {"columns", "columns", false, nullptr, plan_columns},
 };
 
 }  // namespace

@@ -181,19 +181,21 @@ void launch_correlate(void* stream, const DirectCorrelation& problem, const Plan
 
 }  // namespace
 
-DirectPlan correlate_direct(void* stream, const DirectCorrelation& problem, bool run) {
-  static PlanCache<Plan> plans;
+std::shared_ptr<const DirectPlan> plan_direct(const DirectCorrelation& problem) {
+  static PlanCache<std::shared_ptr<const Plan>> plans;
   PlanKey key({static_cast<int64_t>(problem.dtype), problem.backward});
   key.add(problem.geometry).add(problem.source.layout).add(problem.weight.layout).add(problem.result.layout);
-  Plan plan = plans.get(key, [&] { return make_plan(problem); });
+  return plans.get(key, [&] { return std::make_shared<const Plan>(make_plan(problem)); });
+}
+
+void correlate_direct(void* stream, const DirectCorrelation& problem, const DirectPlan& known) {
+  Plan plan = static_cast<const Plan&>(known);
   plan.of.source.data = problem.source.data, plan.of.result.data = problem.result.data;
-  if (!plan.fits || !run) return plan;
   dispatch_float(problem.dtype, [&](auto type) {
     with_index(largest_index(problem, plan), [&](auto index_type) {
       launch_correlate<typename decltype(type)::type, typename decltype(index_type)::type>(stream, problem, plan);
     });
   });
-  return plan;
 }
 
 }  // namespace unfoldconv::cuda

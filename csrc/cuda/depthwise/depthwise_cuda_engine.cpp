@@ -1,116 +1,126 @@
 #include "cuda/depthwise/depthwise_cuda_engine.h"
 
+#ifdef UNFOLDCONV_WITH_CUDA
+
+#include <memory>
+
 #include "cuda/depthwise/depthwise_launch.h"
-#include "problem/planes.h"
-#include "runtime/allocation.h"
-#include "runtime/legacy_report.h"
+#include "cuda/depthwise/operand_of.h"
+#include "cuda/shared/launch_job.h"
 #include "runtime/workspace.h"
 
 namespace unfoldconv {
-
-#ifdef UNFOLDCONV_WITH_CUDA
-
 namespace {
 
 constexpr const char* kWhy = "few channels per group: matrix products would be mostly empty";
 
-template <int Rank>
-cuda::DirectOperand operand_of(const Planes<Rank>& planes) {
-  return {planes.data, with_leading_axes<3>(planes.layout)};
+const char* decline(ScalarType dtype, const Geometry<3>& geometry, int64_t groups, int64_t inputs, int64_t outputs) {
+  if (!cuda::has_float_kernels(dtype)) return cuda::kNoFloatKernels;
+  if (inputs * outputs == 0) return "groups without channels fall through to the columns engine";
+  if (!cuda::direct_suits(groups, inputs, outputs))
+    return "groups of more than 8 channels are better multiplied as matrices";
+  if (geometry.tap_numel() * geometry.position_numel() * geometry.image_numel() == 0)
+    return "empty windows and images fall through to the columns engine";
+  return nullptr;
 }
 
-// Sums of nothing are the business of the columns engine.
-template <int Rank>
-bool takes(const Place& place, const Tensor& operand, const Geometry<Rank>& geometry, int64_t groups, int64_t inputs,
-           int64_t outputs) {
-  return place.cuda && cuda::direct_takes(operand.scalar_type(), groups, inputs, outputs) &&
-         !may_overflow_index(geometry) && geometry.tap_numel() > 0 && geometry.position_numel() > 0 &&
-         geometry.image_numel() > 0;
+const char* decline(const Correlation<3>& problem) {
+  if (problem.phase) return "the kernels compute an input gradient as a whole, not by phases";
+  return decline(problem.image.dtype, problem.geometry, problem.groups(), problem.channels(), problem.rows());
 }
 
-// Tells a report, if one is wanted, of the plan.
-void report(const cuda::DirectPlan& plan, int64_t) {
-  LegacyReport* const report = LegacyReport::wanted();
-  if (report == nullptr) return;
-  report->engine(std::to_string(plan.rows) + "x" + std::to_string(plan.columns), plan.blocks, /*thread_bytes=*/0,
-                 plan.workspace_bytes, kWhy, 1, plan.splits);
+const char* decline(const InputGrad<3>& problem) {
+  const auto& count = problem.grad_input.layout.count;
+  return decline(problem.grad_output.dtype, problem.geometry, count[1], count[2], problem.grad_output.layout.count[2]);
 }
 
-template <int Rank>
-bool correlate(const Place& place, bool backward, const Tensor& source, const Tensor& weight, const Bias& bias,
-               const Geometry<Rank>& geometry, int64_t groups, Tensor& result) {
-  const int64_t inputs = weight.size(1), outputs = weight.size(0) / groups;
-  if (!takes(place, source, geometry, groups, inputs, outputs)) return false;
-  const cuda::DirectCorrelation problem = {source.scalar_type(),
-                                           backward,
-                                           with_leading_axes<3>(geometry),
-                                           operand_of(planes_of<Rank>(source, groups)),
-                                           operand_of(weight_planes<Rank>(weight, groups, /*swap=*/backward)),
-                                           operand_of(planes_of<Rank>(result, groups)),
-                                           bias ? bias->data_ptr() : nullptr};
-  const cuda::DirectPlan plan = cuda::correlate_direct(place.stream, problem, LegacyReport::wanted() == nullptr);
-  if (plan.fits) report(plan, inputs);
-  return plan.fits;
+const char* decline(const WeightGrad<3>& problem) {
+  return decline(problem.image.dtype, problem.geometry, problem.groups(), problem.channels(), problem.rows());
+}
+
+int64_t channels_of(const Correlation<3>& problem) { return problem.channels(); }
+int64_t channels_of(const InputGrad<3>& problem) { return problem.grad_input.layout.count[2]; }
+int64_t channels_of(const WeightGrad<3>& problem) { return problem.channels(); }
+
+template <class Problem>
+const char* decline_depthwise(const Problem& problem) {
+  if (channels_of(problem) != 1) return "groups have more than one channel";
+  return decline(problem);
+}
+
+template <class Problem>
+const char* decline_grouped(const Problem& problem) {
+  if (channels_of(problem) == 1) return "groups have a single channel";
+  return decline(problem);
+}
+
+void enqueue_direct(void* stream, const cuda::DirectCorrelation& problem, const cuda::DirectPlan& plan, void*) {
+  cuda::correlate_direct(stream, problem, plan);
+}
+
+void enqueue_direct(void* stream, const cuda::DirectWeightSums& problem, const cuda::DirectPlan& plan, void* sums) {
+  cuda::weight_sums_direct(stream, problem, plan, sums);
+}
+
+template <class Problem>
+class DirectJob final : public LaunchJob {
+ public:
+  DirectJob(const Problem& problem, std::shared_ptr<const cuda::DirectPlan> cut)
+      : problem_(problem), cut_(std::move(cut)) {
+    plan_.why = kWhy;
+    plan_.tile_rows = cut_->rows, plan_.tile_lanes = cut_->columns;
+    plan_.tasks = cut_->blocks;
+    plan_.shared_bytes = cut_->workspace_bytes;
+    plan_.splits = cut_->splits;
+  }
+
+ private:
+  void enqueue(void* stream, char*, char* sums) const override { enqueue_direct(stream, problem_, *cut_, sums); }
+
+  const Problem problem_;
+  const std::shared_ptr<const cuda::DirectPlan> cut_;
+};
+
+template <class Problem>
+const char* make_job(const Problem& problem, std::shared_ptr<const cuda::DirectPlan> cut, JobSlot& slot) {
+  if (!cut->fits) return "what a tile reads does not fit into the shared memory of a block";
+  slot.emplace<DirectJob<Problem>>(problem, std::move(cut));
+  return nullptr;
+}
+
+const char* plan_correlation(const Planes<3>& source, const Planes<3>& weight, const Planes<3>& result,
+                             const Geometry<3>& geometry, const char* bias, bool backward, JobSlot& slot) {
+  const cuda::DirectCorrelation problem = {source.dtype,       backward,           geometry, operand_of(source),
+                                           operand_of(weight), operand_of(result), bias};
+  return make_job(problem, cuda::plan_direct(problem), slot);
 }
 
 }  // namespace
 
-template <int Rank>
-bool direct_conv(const Place& place, const Tensor& input, const Tensor& weight, const Bias& bias,
-                 const Geometry<Rank>& geometry, int64_t groups, Tensor& output) {
-  return correlate<Rank>(place, /*backward=*/false, input, weight, bias, geometry, groups, output);
+const char* decline_direct_depthwise(const OneImage<Correlation<3>>& problem) { return decline_depthwise(*problem); }
+const char* decline_direct_depthwise(const OneImage<InputGrad<3>>& problem) { return decline_depthwise(*problem); }
+const char* decline_direct_depthwise(const OneImage<WeightGrad<3>>& problem) { return decline_depthwise(*problem); }
+
+const char* decline_direct_grouped(const OneImage<Correlation<3>>& problem) { return decline_grouped(*problem); }
+const char* decline_direct_grouped(const OneImage<InputGrad<3>>& problem) { return decline_grouped(*problem); }
+const char* decline_direct_grouped(const OneImage<WeightGrad<3>>& problem) { return decline_grouped(*problem); }
+
+const char* plan_direct(const Correlation<3>& problem, const Call&, JobSlot& slot) {
+  return plan_correlation(problem.image, problem.weight, problem.output, problem.geometry, problem.bias,
+                          /*backward=*/false, slot);
 }
 
-template <int Rank>
-bool direct_input_grad(const Place& place, const Tensor& grad_output, const Tensor& weight, const Bias& bias,
-                       const Geometry<Rank>& geometry, int64_t groups, Tensor& grad_input) {
-  return correlate<Rank>(place, /*backward=*/true, grad_output, weight, bias, geometry, groups, grad_input);
+const char* plan_direct(const InputGrad<3>& problem, const Call&, JobSlot& slot) {
+  return plan_correlation(problem.grad_output, problem.weight, problem.grad_input, problem.geometry, problem.bias,
+                          /*backward=*/true, slot);
 }
 
-template <int Rank>
-bool direct_weight_grad(const Place& place, const Tensor& grad_output, const Tensor& input,
-                        const Geometry<Rank>& geometry, int64_t groups, Tensor& grad_weight) {
-  const int64_t inputs = grad_weight.size(1), outputs = grad_weight.size(0) / groups;
-  if (!takes(place, input, geometry, groups, inputs, outputs)) return false;
-  const cuda::DirectWeightSums problem = {input.scalar_type(), with_leading_axes<3>(geometry),
-                                          operand_of(planes_of<Rank>(grad_output, groups)),
-                                          operand_of(planes_of<Rank>(input, groups)), grad_weight.data_ptr()};
-  std::optional<Tensor> memory;  // torch's allocator keeps it for the stream after this has returned
-  cuda::Workspace workspace;
-  if (LegacyReport::wanted() == nullptr)
-    workspace = [&](int64_t bytes) { return memory.emplace(empty_bytes(bytes, input)).data_ptr(); };
-  const cuda::DirectPlan plan = cuda::weight_sums_direct(place.stream, problem, workspace_limit().cuda, workspace);
-  if (plan.fits) report(plan, inputs);
-  return plan.fits;
+const char* plan_direct(const WeightGrad<3>& problem, const Call&, JobSlot& slot) {
+  const cuda::DirectWeightSums sums = {problem.image.dtype, problem.geometry, operand_of(problem.grad_output),
+                                       operand_of(problem.image), problem.grad_weight};
+  return make_job(sums, cuda::plan_direct(sums, workspace_limit().cuda), slot);
 }
-
-#else
-
-template <int Rank>
-bool direct_conv(const Place&, const Tensor&, const Tensor&, const Bias&, const Geometry<Rank>&, int64_t, Tensor&) {
-  return false;
-}
-template <int Rank>
-bool direct_input_grad(const Place&, const Tensor&, const Tensor&, const Bias&, const Geometry<Rank>&, int64_t,
-                       Tensor&) {
-  return false;
-}
-template <int Rank>
-bool direct_weight_grad(const Place&, const Tensor&, const Tensor&, const Geometry<Rank>&, int64_t, Tensor&) {
-  return false;
-}
-
-#endif
-
-#define UNFOLDCONV_INSTANTIATE(RANK)                                                                                 \
-  template bool direct_conv<RANK>(const Place&, const Tensor&, const Tensor&, const Bias&, const Geometry<RANK>&,    \
-                                  int64_t, Tensor&);                                                                 \
-  template bool direct_input_grad<RANK>(const Place&, const Tensor&, const Tensor&, const Bias&,                     \
-                                        const Geometry<RANK>&, int64_t, Tensor&);                                    \
-  template bool direct_weight_grad<RANK>(const Place&, const Tensor&, const Tensor&, const Geometry<RANK>&, int64_t, \
-                                         Tensor&);
-UNFOLDCONV_INSTANTIATE(1)
-UNFOLDCONV_INSTANTIATE(2)
-UNFOLDCONV_INSTANTIATE(3)
 
 }  // namespace unfoldconv
+
+#endif

@@ -1,22 +1,22 @@
 // The direct engine: convolution on CUDA with one or a few channels per group, by kernels of its own
-// (cuda/depthwise.h). With one channel per group it goes by the name of "depthwise", with more by that of "grouped".
+// (depthwise_launch.h). With one channel per group it goes by the name of "depthwise", with more by that of "grouped",
+// which tell the same kernels apart.
 #pragma once
 
-#include "problem/planes.h"
-#include "runtime/place.h"
+#include "runtime/engine.h"
 
 namespace unfoldconv {
 
-// Each computes what the function of convolution.h without `direct_` does, or returns false: on a CPU, for other dtypes
-// or more channels, where another engine is forced, and where a window does not fit into shared memory.
-template <int Rank>
-bool direct_conv(const Place& place, const Tensor& input, const Tensor& weight, const Bias& bias,
-                 const Geometry<Rank>& geometry, int64_t groups, Tensor& output);
-template <int Rank>
-bool direct_input_grad(const Place& place, const Tensor& grad_output, const Tensor& weight, const Bias& bias,
-                       const Geometry<Rank>& geometry, int64_t groups, Tensor& grad_input);
-template <int Rank>
-bool direct_weight_grad(const Place& place, const Tensor& grad_output, const Tensor& input,
-                        const Geometry<Rank>& geometry, int64_t groups, Tensor& grad_weight);
+const char* decline_direct_depthwise(const OneImage<Correlation<3>>& problem);
+const char* decline_direct_depthwise(const OneImage<InputGrad<3>>& problem);
+const char* decline_direct_depthwise(const OneImage<WeightGrad<3>>& problem);
+
+const char* decline_direct_grouped(const OneImage<Correlation<3>>& problem);
+const char* decline_direct_grouped(const OneImage<InputGrad<3>>& problem);
+const char* decline_direct_grouped(const OneImage<WeightGrad<3>>& problem);
+
+const char* plan_direct(const Correlation<3>& problem, const Call& call, JobSlot& slot);
+const char* plan_direct(const InputGrad<3>& problem, const Call& call, JobSlot& slot);
+const char* plan_direct(const WeightGrad<3>& problem, const Call& call, JobSlot& slot);
 
 }  // namespace unfoldconv

@@ -4,30 +4,17 @@
 // for the weight; axes are three, leading ones of size 1. Everything is of one dtype: Half, BFloat16, Float or Double.
 #pragma once
 
-#include <functional>
+#include <memory>
 
 #include "columns/columns.h"
-#include "problem/scalar.h"
+#include "cuda/shared/float_kernels.h"
 
 namespace unfoldconv::cuda {
 
 // Whether the kernels suit so many channels per group: from 9 on a matrix product has more to multiply.
-inline bool direct_takes(ScalarType dtype, int64_t groups, int64_t inputs, int64_t outputs) {
+inline bool direct_suits(int64_t groups, int64_t inputs, int64_t outputs) {
   constexpr int64_t most = 8;
-  const bool floating = is_16bit_float(dtype) || dtype == ScalarType::Float || dtype == ScalarType::Double;
-  return floating && inputs > 0 && outputs > 0 && ((inputs <= most && outputs <= most) || (inputs == 1 && groups > 1));
-}
-
-// Calls f(Type<T>{}) with the type of a dtype that direct_takes().
-template <class F>
-void dispatch_float(ScalarType dtype, F&& f) {
-  switch (dtype) {
-    case ScalarType::Half: return f(Type<Half>{});
-    case ScalarType::BFloat16: return f(Type<BFloat16>{});
-    case ScalarType::Float: return f(Type<float>{});
-    case ScalarType::Double: return f(Type<double>{});
-    default: refuse(std::string("dtype must be a floating-point type, but got ") + torch::headeronly::toString(dtype));
-  }
+  return (inputs <= most && outputs <= most) || (inputs == 1 && groups > 1);
 }
 
 struct DirectOperand {
@@ -67,14 +54,13 @@ struct DirectPlan {
   int64_t workspace_bytes = 0;    // for the sums of all splits
 };
 
-// Enqueues a problem whose plan fits, if it is to `run`, and returns the plan.
-DirectPlan correlate_direct(void* stream, const DirectCorrelation& problem, bool run);
+// The plan of a problem; those of problems that have come before are known. Addresses are not looked at.
+std::shared_ptr<const DirectPlan> plan_direct(const DirectCorrelation& problem);
+std::shared_ptr<const DirectPlan> plan_direct(const DirectWeightSums& problem, int64_t workspace_limit);
 
-// Memory for the sums of all splits, to be had until the work is done.
-using Workspace = std::function<void*(int64_t bytes)>;
-
-// The same; it is to run if there is a `workspace`. Only that of several splits is asked for.
-DirectPlan weight_sums_direct(void* stream, const DirectWeightSums& problem, int64_t workspace_limit,
-                              const Workspace& workspace);
+// Enqueues a problem, by a plan that plan_direct() gave for it, and that fits. `workspace` is read only with several
+// splits.
+void correlate_direct(void* stream, const DirectCorrelation& problem, const DirectPlan& plan);
+void weight_sums_direct(void* stream, const DirectWeightSums& problem, const DirectPlan& plan, void* workspace);
 
 }  // namespace unfoldconv::cuda

@@ -199,21 +199,21 @@ void launch_sums(void* stream, const DirectWeightSums& problem, const Plan& plan
 
 }  // namespace
 
-DirectPlan weight_sums_direct(void* stream, const DirectWeightSums& problem, int64_t workspace_limit,
-                              const Workspace& workspace) {
-  static PlanCache<Plan> plans;
+std::shared_ptr<const DirectPlan> plan_direct(const DirectWeightSums& problem, int64_t workspace_limit) {
+  static PlanCache<std::shared_ptr<const Plan>> plans;
   PlanKey key({static_cast<int64_t>(problem.dtype), workspace_limit});
   key.add(problem.geometry).add(problem.gradient.layout).add(problem.image.layout);
-  Plan plan = plans.get(key, [&] { return make_plan(problem, workspace_limit); });
+  return plans.get(key, [&] { return std::make_shared<const Plan>(make_plan(problem, workspace_limit)); });
+}
+
+void weight_sums_direct(void* stream, const DirectWeightSums& problem, const DirectPlan& known, void* workspace) {
+  Plan plan = static_cast<const Plan&>(known);
   plan.image.data = problem.image.data, plan.gradient.data = problem.gradient.data;
-  if (!plan.fits || !workspace) return plan;
-  void* const sums = plan.splits > 1 ? workspace(plan.workspace_bytes) : nullptr;
   dispatch_float(problem.dtype, [&](auto type) {
     with_index(largest_index(problem, plan), [&](auto index_type) {
-      launch_sums<typename decltype(type)::type, typename decltype(index_type)::type>(stream, problem, plan, sums);
+      launch_sums<typename decltype(type)::type, typename decltype(index_type)::type>(stream, problem, plan, workspace);
     });
   });
-  return plan;
 }
 
 }  // namespace unfoldconv::cuda

@@ -76,23 +76,30 @@ bool weight_in_pieces(const StemConvolution& problem, const StemTiling& tiling) 
 
 }  // namespace
 
-StemPlan convolve_stem(void* stream, const StemConvolution& problem, bool run) {
-  static PlanCache<Plan> plans;
+std::shared_ptr<const StemPlan> plan_stem(const StemConvolution& problem) {
+  static PlanCache<std::shared_ptr<const Plan>> plans;
   PlanKey key = key_of(problem.dtype, problem.geometry, problem.image, problem.output);
   key.add(problem.weight.layout);
-  Plan plan;
+  return plans.get(key, [&] {
+    std::shared_ptr<const Plan> plan;
+    dispatch_float(problem.dtype, [&](auto type) {
+      plan = std::make_shared<const Plan>(make_plan<typename decltype(type)::type>(problem));
+    });
+    return plan;
+  });
+}
+
+void convolve_stem(void* stream, const StemConvolution& problem, const StemPlan& plan) {
+  ConvolveParameters parameters = static_cast<const Plan&>(plan).parameters;
+  fit_to_memory(parameters.tiling, parameters.output, problem.dtype, problem.image, problem.output);
+  parameters.weight_pieces = weight_in_pieces(problem, parameters.tiling);
   dispatch_float(problem.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    plan = plans.get(key, [&] { return make_plan<T>(problem); });
-    if (!plan.fits || !run) return;
-    fit_to_memory(plan.parameters.tiling, plan.parameters.output, problem.dtype, problem.image, problem.output);
-    plan.parameters.weight_pieces = weight_in_pieces(problem, plan.parameters.tiling);
     if constexpr (std::is_same_v<T, float>) {
-      if (problem.tf32) return launch_convolve<T, true>(stream, problem, plan, plan.parameters);
+      if (problem.tf32) return launch_convolve<T, true>(stream, problem, plan, parameters);
     }
-    launch_convolve<T, false>(stream, problem, plan, plan.parameters);
+    launch_convolve<T, false>(stream, problem, plan, parameters);
   });
-  return plan;
 }
 
 }  // namespace unfoldconv::cuda

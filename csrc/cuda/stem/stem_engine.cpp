@@ -1,100 +1,91 @@
 #include "cuda/stem/stem_engine.h"
 
+#ifdef UNFOLDCONV_WITH_CUDA
+
+#include <memory>
+
+#include "cuda/depthwise/operand_of.h"
+#include "cuda/shared/launch_job.h"
 #include "cuda/stem/stem_launch.h"
-#include "problem/planes.h"
-#include "runtime/allocation.h"
 #include "runtime/current_place.h"
-#include "runtime/legacy_report.h"
 #include "runtime/workspace.h"
 
 namespace unfoldconv {
-
-#ifdef UNFOLDCONV_WITH_CUDA
-
 namespace {
 
 constexpr const char* kWhy = "few channels: their terms lie side by side in shared memory";
 
-template <int Rank>
-cuda::DirectOperand operand_of(const Planes<Rank>& planes) {
-  return {planes.data, with_leading_axes<3>(planes.layout)};
+// Both problems count their channels and rows alike.
+template <class Problem>
+const char* decline(const Problem& problem) {
+  if (!cuda::has_float_kernels(problem.image.dtype)) return cuda::kNoFloatKernels;
+  if (problem.groups() != 1) return "there are several groups of channels";
+  if (problem.channels() > cuda::kMostStemChannels) return "more than 4 channels fill pieces of 16 bytes";
+  if (problem.channels() * problem.rows() == 0) return "empty operands fall through to the columns engine";
+  const Geometry<3>& geometry = problem.geometry;
+  if (geometry.tap_numel() * geometry.position_numel() * geometry.image_numel() == 0)
+    return "empty windows and images fall through to the columns engine";
+  return nullptr;
 }
 
-// Sums of nothing are the business of the columns engine.
-template <int Rank>
-bool takes(const Place& place, const Tensor& image, const Geometry<Rank>& geometry, int64_t groups, int64_t rows) {
-  return place.cuda && cuda::stem_takes(image.scalar_type(), groups, image.size(1)) && rows > 0 &&
-         !may_overflow_index(geometry) && geometry.tap_numel() > 0 && geometry.position_numel() > 0 &&
-         geometry.image_numel() > 0;
+bool as_tf32(const Planes<3>& image) { return image.dtype == ScalarType::Float && float32_as_tf32(); }
+
+void enqueue_stem(void* stream, const cuda::StemConvolution& problem, const cuda::StemPlan& plan, void*) {
+  cuda::convolve_stem(stream, problem, plan);
 }
 
-bool as_tf32(const Tensor& image) { return image.scalar_type() == ScalarType::Float && float32_as_tf32(); }
+void enqueue_stem(void* stream, const cuda::StemWeightSums& problem, const cuda::StemPlan& plan, void* sums) {
+  cuda::weight_sums_stem(stream, problem, plan, sums);
+}
 
-// Tells a report, if one is wanted, of the plan.
-void report(const cuda::StemPlan& plan) {
-  LegacyReport* const report = LegacyReport::wanted();
-  if (report == nullptr) return;
-  report->engine(std::to_string(plan.rows) + "x" + std::to_string(plan.positions), plan.blocks,
-                 /*thread_bytes=*/0, plan.workspace_bytes, kWhy);
+template <class Problem>
+class StemJob final : public LaunchJob {
+ public:
+  StemJob(const Problem& problem, std::shared_ptr<const cuda::StemPlan> cut) : problem_(problem), cut_(std::move(cut)) {
+    plan_.why = kWhy;
+    plan_.tile_rows = cut_->rows, plan_.tile_lanes = cut_->positions;
+    plan_.tasks = cut_->blocks;
+    plan_.shared_bytes = cut_->workspace_bytes;
+    plan_.splits = cut_->splits;
+  }
+
+ private:
+  void enqueue(void* stream, char*, char* sums) const override { enqueue_stem(stream, problem_, *cut_, sums); }
+
+  const Problem problem_;
+  const std::shared_ptr<const cuda::StemPlan> cut_;
+};
+
+template <class Problem>
+const char* make_job(const Problem& problem, std::shared_ptr<const cuda::StemPlan> cut, JobSlot& slot) {
+  if (!cut->fits) return "what a tile of positions reads is too much for shared memory, or mostly read for nothing";
+  slot.emplace<StemJob<Problem>>(problem, std::move(cut));
+  return nullptr;
 }
 
 }  // namespace
 
-template <int Rank>
-bool stem_conv(const Place& place, const Tensor& input, const Tensor& weight, const Bias& bias,
-               const Geometry<Rank>& geometry, int64_t groups, Tensor& output) {
-  if (!takes(place, input, geometry, groups, weight.size(0))) return false;
-  const cuda::StemConvolution problem = {input.scalar_type(),
-                                         as_tf32(input),
-                                         with_leading_axes<3>(geometry),
-                                         operand_of(planes_of<Rank>(input, 1)),
-                                         operand_of(weight_planes<Rank>(weight, 1, /*swap=*/false)),
-                                         operand_of(planes_of<Rank>(output, 1)),
-                                         bias ? bias->data_ptr() : nullptr};
-  const cuda::StemPlan plan = cuda::convolve_stem(place.stream, problem, LegacyReport::wanted() == nullptr);
-  if (plan.fits) report(plan);
-  return plan.fits;
+const char* decline_stem(const OneImage<Correlation<3>>& problem) {
+  if (problem->phase) return "phases of an input gradient are no first layer";
+  return decline(*problem);
 }
 
-template <int Rank>
-bool stem_weight_grad(const Place& place, const Tensor& grad_output, const Tensor& input,
-                      const Geometry<Rank>& geometry, int64_t groups, Tensor& grad_weight) {
-  if (!takes(place, input, geometry, groups, grad_weight.size(0))) return false;
-  const cuda::StemWeightSums problem = {input.scalar_type(),
-                                        as_tf32(input),
-                                        with_leading_axes<3>(geometry),
-                                        operand_of(planes_of<Rank>(grad_output, 1)),
-                                        operand_of(planes_of<Rank>(input, 1)),
-                                        grad_weight.data_ptr()};
-  std::optional<Tensor> memory;  // torch's allocator keeps it for the stream after this has returned
-  cuda::Workspace workspace;
-  if (LegacyReport::wanted() == nullptr)
-    workspace = [&](int64_t bytes) { return memory.emplace(empty_bytes(bytes, input)).data_ptr(); };
-  const cuda::StemPlan plan = cuda::weight_sums_stem(place.stream, problem, workspace_limit().cuda, workspace);
-  if (plan.fits) report(plan);
-  return plan.fits;
+const char* decline_stem(const OneImage<WeightGrad<3>>& problem) { return decline(*problem); }
+
+const char* plan_stem(const Correlation<3>& problem, const Call&, JobSlot& slot) {
+  const cuda::StemConvolution convolution = {
+      problem.image.dtype,        as_tf32(problem.image),     problem.geometry, operand_of(problem.image),
+      operand_of(problem.weight), operand_of(problem.output), problem.bias};
+  return make_job(convolution, cuda::plan_stem(convolution), slot);
 }
 
-#else
-
-template <int Rank>
-bool stem_conv(const Place&, const Tensor&, const Tensor&, const Bias&, const Geometry<Rank>&, int64_t, Tensor&) {
-  return false;
+const char* plan_stem(const WeightGrad<3>& problem, const Call&, JobSlot& slot) {
+  const cuda::StemWeightSums sums = {problem.image.dtype,       as_tf32(problem.image),
+                                     problem.geometry,          operand_of(problem.grad_output),
+                                     operand_of(problem.image), problem.grad_weight};
+  return make_job(sums, cuda::plan_stem(sums, workspace_limit().cuda), slot);
 }
-template <int Rank>
-bool stem_weight_grad(const Place&, const Tensor&, const Tensor&, const Geometry<Rank>&, int64_t, Tensor&) {
-  return false;
-}
-
-#endif
-
-#define UNFOLDCONV_INSTANTIATE(RANK)                                                                               \
-  template bool stem_conv<RANK>(const Place&, const Tensor&, const Tensor&, const Bias&, const Geometry<RANK>&,    \
-                                int64_t, Tensor&);                                                                 \
-  template bool stem_weight_grad<RANK>(const Place&, const Tensor&, const Tensor&, const Geometry<RANK>&, int64_t, \
-                                       Tensor&);
-UNFOLDCONV_INSTANTIATE(1)
-UNFOLDCONV_INSTANTIATE(2)
-UNFOLDCONV_INSTANTIATE(3)
 
 }  // namespace unfoldconv
+
+#endif

@@ -9,13 +9,9 @@
 
 namespace unfoldconv::cuda {
 
-// Whether the kernels suit the problem. Pieces of 16 bytes, which the implicit matrix product counts in, are half empty
-// or more with so few channels of 16 bits.
-inline bool stem_takes(ScalarType dtype, int64_t groups, int64_t channels) {
-  constexpr int64_t most = 4;
-  const bool floating = is_16bit_float(dtype) || dtype == ScalarType::Float || dtype == ScalarType::Double;
-  return floating && groups == 1 && channels > 0 && channels <= most;
-}
+// Pieces of 16 bytes, which the implicit matrix product counts in, are half empty or more with so few channels of 16
+// bits.
+constexpr int64_t kMostStemChannels = 4;
 
 //   output[n, m] = bias[m] + sum over c and taps of weight[m, c] * image[n, c]
 struct StemConvolution {
@@ -46,11 +42,11 @@ struct StemPlan {
   int64_t splits = 1, workspace_bytes = 0;  // as in DirectPlan
 };
 
-// Enqueues a problem whose plan fits, if it is to `run`, and returns the plan.
-StemPlan convolve_stem(void* stream, const StemConvolution& problem, bool run);
+// As plan_direct() and what enqueues its problems.
+std::shared_ptr<const StemPlan> plan_stem(const StemConvolution& problem);
+std::shared_ptr<const StemPlan> plan_stem(const StemWeightSums& problem, int64_t workspace_limit);
 
-// The same; it is to run if there is a `workspace`. Only that of several splits is asked for.
-StemPlan weight_sums_stem(void* stream, const StemWeightSums& problem, int64_t workspace_limit,
-                          const Workspace& workspace);
+void convolve_stem(void* stream, const StemConvolution& problem, const StemPlan& plan);
+void weight_sums_stem(void* stream, const StemWeightSums& problem, const StemPlan& plan, void* workspace);
 
 }  // namespace unfoldconv::cuda

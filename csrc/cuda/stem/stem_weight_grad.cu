@@ -67,24 +67,29 @@ Plan make_plan(const StemWeightSums& problem, int64_t workspace_limit) {
 
 }  // namespace
 
-StemPlan weight_sums_stem(void* stream, const StemWeightSums& problem, int64_t workspace_limit,
-                          const Workspace& workspace) {
-  static PlanCache<Plan> plans;
+std::shared_ptr<const StemPlan> plan_stem(const StemWeightSums& problem, int64_t workspace_limit) {
+  static PlanCache<std::shared_ptr<const Plan>> plans;
   PlanKey key = key_of(problem.dtype, problem.geometry, problem.image, problem.gradient);
   key.add(workspace_limit);
-  Plan plan;
+  return plans.get(key, [&] {
+    std::shared_ptr<const Plan> plan;
+    dispatch_float(problem.dtype, [&](auto type) {
+      plan = std::make_shared<const Plan>(make_plan<typename decltype(type)::type>(problem, workspace_limit));
+    });
+    return plan;
+  });
+}
+
+void weight_sums_stem(void* stream, const StemWeightSums& problem, const StemPlan& plan, void* workspace) {
+  WeightSumParameters parameters = static_cast<const Plan&>(plan).parameters;
+  fit_to_memory(parameters.tiling, parameters.gradient, problem.dtype, problem.image, problem.gradient);
   dispatch_float(problem.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
-    plan = plans.get(key, [&] { return make_plan<T>(problem, workspace_limit); });
-    if (!plan.fits || !workspace) return;
-    fit_to_memory(plan.parameters.tiling, plan.parameters.gradient, problem.dtype, problem.image, problem.gradient);
-    void* const sums = plan.splits > 1 ? workspace(plan.workspace_bytes) : nullptr;
     if constexpr (std::is_same_v<T, float>) {
-      if (problem.tf32) return launch_sums<T, true>(stream, problem, plan, plan.parameters, sums);
+      if (problem.tf32) return launch_sums<T, true>(stream, problem, plan, parameters, workspace);
     }
-    launch_sums<T, false>(stream, problem, plan, plan.parameters, sums);
+    launch_sums<T, false>(stream, problem, plan, parameters, workspace);
   });
-  return plan;
 }
 
 }  // namespace unfoldconv::cuda

@@ -29,10 +29,13 @@ _COMMAND = (
     f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000",
 )
 
-# Host code that calls the kernels. What it asks of the CPU's engines is left out, and never called.
+# Host code that calls the kernels. What it asks of the CPU's engines is left out, and never called. Some of it registers
+# ops.
+_REGISTERING = ("choice.cpp", "report.cpp")
 _HOST_SOURCES = (
-    *("columns_engine.cpp", "convolution.cpp", "depthwise_cuda_engine.cpp", "engine.cpp", "implicit_gemm_engine.cpp"),
-    "stem_engine.cpp",
+    *("convolution.cpp", "cuda_engines.cpp", "correlate_columns.cpp", "weight_grad_columns.cpp"),
+    *("depthwise_cuda_engine.cpp", "implicit_gemm_correlate.cpp", "implicit_gemm_weight_grad.cpp", "stem_engine.cpp"),
+    *_REGISTERING,
 )
 
 # What kernels do with indices, pointers and integers is checked as they run. The emulator turns the trap of a violation
@@ -57,7 +60,7 @@ def load(planted: Mapping[str, Edits] | None = None, name: str = "emulated") -> 
 
 
 def namespace(name: str = "emulated") -> str:
-    """Where the ops of engine.cpp are in a build: `torch.ops.<namespace>`."""
+    """Where the ops of choice.cpp and report.cpp are in a build: `torch.ops.<namespace>`."""
     return f"unfoldconv_{name}"
 
 
@@ -79,7 +82,7 @@ def _load(name: str, planted: tuple[tuple[str, Edits], ...]) -> ModuleType:
         objects = []
         for source in sources:
             # Ops of the same name in two libraries would be the same ops.
-            registers = source.name == "engine.cpp"
+            registers = source.name in _REGISTERING
             own = registers or source.is_relative_to(BUILD)
             root = copy if planted and source.is_relative_to(BUILD) else CSRC
             command = [*_COMMAND, f"-I{root}", *(_CHECKS if source.suffix == ".cu" else ())]

@@ -6,9 +6,17 @@
 #include "binding/checks.h"
 #include "cuda/integers/integer_products.h"
 #include "dispatch/convolution.h"
+#include "dispatch/engine_tables.h"
 #include "runtime/workspace.h"
 
 namespace unfoldconv {
+
+// The emulator has those of CUDA alone.
+const Engines& cpu_engines() {
+  static constexpr Engines none{};
+  return none;
+}
+
 namespace {
 
 using Address = uintptr_t;

@@ -59,7 +59,7 @@ def multiply_integers(left: Tensor, right: Tensor, *, guard_end: bool = True, em
 
 
 def ops(name: str = "emulated") -> Any:
-    """The ops of csrc/runtime/engine.cpp for a build of the emulator."""
+    """The ops of csrc/dispatch/choice.cpp and csrc/runtime/report.cpp for a build of the emulator."""
     load()
     return getattr(torch.ops, namespace(name))
 

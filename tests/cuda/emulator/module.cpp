@@ -126,7 +126,9 @@ py::dict run_correlate_direct(ScalarType dtype, bool backward, const Fields& geo
                                            direct_operand(weight, weight_layout),
                                            direct_operand(result, result_layout),
                                            reinterpret_cast<void*>(bias)};
-  return fields_of(cuda::correlate_direct(nullptr, problem, /*run=*/true));
+  const auto plan = cuda::plan_direct(problem);
+  if (plan->fits) cuda::correlate_direct(nullptr, problem, *plan);
+  return fields_of(*plan);
 }
 
 py::dict run_weight_sums_direct(ScalarType dtype, const Fields& geometry, Address gradient,
@@ -135,9 +137,10 @@ py::dict run_weight_sums_direct(ScalarType dtype, const Fields& geometry, Addres
   const cuda::DirectWeightSums problem = {dtype, three_axes(geometry), direct_operand(gradient, gradient_layout),
                                           direct_operand(image, image_layout), reinterpret_cast<void*>(result)};
   // The address is of as much memory as the plan asks for; without one there is only the plan.
-  cuda::Workspace of_address;
-  if (workspace != 0) of_address = [=](int64_t) { return reinterpret_cast<void*>(workspace); };
-  return fields_of(cuda::weight_sums_direct(nullptr, problem, workspace_limit, of_address));
+  const auto plan = cuda::plan_direct(problem, workspace_limit);
+  if (plan->fits && workspace != 0)
+    cuda::weight_sums_direct(nullptr, problem, *plan, reinterpret_cast<void*>(workspace));
+  return fields_of(*plan);
 }
 
 std::string demangle(const char* name) {
