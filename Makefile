@@ -9,11 +9,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find csrc tests \( -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' \) 2>/dev/null)
 
-.PHONY: help setup test lint format wheel demo bench gpu-check clean
+# What an edit is most likely to break: values and derivatives of every op and module, on the best instruction set. What
+# is built, compiled, exported, emulated, or spread over processes is for `make test`.
+QUICK := $(addprefix tests/,ops nn $(patsubst %,cpu/test_%.py,engines depthwise grouped patches))
+
+.PHONY: help setup test test-quick lint format wheel demo bench gpu-check clean
 
 help:
 	@echo 'setup   make $(VENV) with torch, the tools and this package in place'
 	@echo 'test    run every test'
+	@echo 'test-quick  run those of values and derivatives, in two minutes'
 	@echo 'lint    check style and types'
 	@echo 'format  rewrite the sources in the house style'
 	@echo 'wheel   build dist/*.whl'
@@ -38,6 +43,9 @@ $(VENV)/.package: $(VENV)/.requirements pyproject.toml setup.py $(wildcard unfol
 
 test: setup
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+test-quick: setup
+	UNFOLDCONV_TEST_ISAS=best $(BIN)/python -m pytest -q $(PYTEST_ARGS) $(QUICK)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -8,8 +8,14 @@ import torch
 from instruction_sets import ISAS, USED, set_isa, tested
 from ranks import Ranks
 
-# Files that take longest, begun first: each runs in one process, and the others fill up the rest.
-LONGEST = ("test_sanitizers.py", "test_amx.py", "test_engines.py", "test_cuda_kernels.py")
+# Files that take longest, with what they compile, begun first: each runs in one process, and the others fill up the
+# rest. The library with sanitizers is there when the second file that needs it begins.
+LONGEST = (
+    *("test_sanitizers.py", "test_jit.py", "test_readme.py", "test_engines.py", "test_cuda_weight_grad.py"),
+    *("test_sanitizers_engines.py", "test_sanitizers_amx.py", "test_amx.py", "test_cuda_stem.py"),
+    *("test_cuda_integers.py", "test_cuda_implicit_gemm.py", "test_cuda_gemm_faults.py", "test_compile.py"),
+    *("test_examples.py", "test_autograd.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
