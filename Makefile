@@ -11,11 +11,16 @@ NATIVE := $(shell find csrc tests \( -name '*.cpp' -o -name '*.h' -o -name '*.cu
 
 PACKAGE := pyproject.toml setup.py $(wildcard unfoldconv/_build/*.py) $(filter csrc/%,$(NATIVE))
 
-.PHONY: help setup test lint format wheel demo bench gpu-check clean
+# What an edit is most likely to break: values and derivatives of every op and module, on the best instruction set. What
+# is built, compiled, exported, emulated, or spread over processes is for `make test`.
+QUICK := $(addprefix tests/,ops nn $(patsubst %,cpu/test_%.py,engines depthwise grouped patches))
+
+.PHONY: help setup test test-quick lint format wheel demo bench gpu-check clean
 
 help:
 	@echo 'setup   make $(VENV) with torch, the tools and this package in place'
 	@echo 'test    run every test'
+	@echo 'test-quick  run those of values and derivatives, in two minutes'
 	@echo 'lint    check style and types'
 	@echo 'format  rewrite the sources in the house style'
 	@echo 'wheel   build dist/*.whl'
@@ -52,6 +57,9 @@ $(VENV)/.demo: $(VENV)/.torch $(PACKAGE)
 
 test: setup
 	$(BIN)/python -m pytest -q $(PYTEST_ARGS)
+
+test-quick: setup
+	UNFOLDCONV_TEST_ISAS=best $(BIN)/python -m pytest -q $(PYTEST_ARGS) $(QUICK)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -5,11 +5,17 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from instruction_sets import AVAILABLE, USED, set_isa
+from instruction_sets import ISAS, USED, set_isa, tested
 from ranks import Ranks
 
-# Files that take longest, begun first: each runs in one process, and the others fill up the rest.
-LONGEST = ("test_sanitizers.py", "test_amx.py", "test_engines.py", "test_cuda_kernels.py")
+# Files that take longest, with what they compile, begun first: each runs in one process, and the others fill up the
+# rest. The library with sanitizers is there when the second file that needs it begins.
+LONGEST = (
+    *("test_sanitizers.py", "test_jit.py", "test_readme.py", "test_engines.py", "test_cuda_weight_grad.py"),
+    *("test_sanitizers_engines.py", "test_sanitizers_amx.py", "test_amx.py", "test_cuda_stem.py"),
+    *("test_cuda_integers.py", "test_cuda_implicit_gemm.py", "test_cuda_gemm_faults.py", "test_compile.py"),
+    *("test_examples.py", "test_autograd.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -67,13 +73,13 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 @pytest.fixture
 def isas() -> Iterator[tuple[str, ...]]:
-    """The instruction sets that the processor has; the one in use is put back."""
-    yield AVAILABLE
+    """The instruction sets to test; the one in use is put back."""
+    yield tested(*ISAS)
     set_isa(USED)
 
 
 # Those that differ in more than their products of 16-bit numbers.
-@pytest.fixture(params=[name for name in AVAILABLE if name in ("generic", "avx2", "avx512")])
+@pytest.fixture(params=tested("generic", "avx2", "avx512"))
 def isa(request: pytest.FixtureRequest, isas: tuple[str, ...]) -> str:
     """Every one of these instruction sets, which the library then uses."""
     set_isa(request.param)

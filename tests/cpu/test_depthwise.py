@@ -72,7 +72,7 @@ CASES = [
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_against_theexpected_results(case: Case, dtype: torch.dtype, memory_format: str, isa: str) -> None:
+def test_passes_against_torch(case: Case, dtype: torch.dtype, memory_format: str, isa: str) -> None:
     """Forward with bias and both gradients."""
     check(case, dtype, memory_format)
 

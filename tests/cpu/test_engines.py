@@ -13,7 +13,7 @@ from torch import Tensor
 import unfoldconv as uc
 from cases import FLOATS, MEMORY_FORMATS, Case
 from compare import assert_within_rounding, wide
-from computations import COMPUTATIONS, expected_of, operands
+from computations import COMPUTATIONS, expected_by_torch, operands
 from engine_cases import ENGINE_CASES, LAYERS, PATH_CASES, SHARED_CASES
 from engine_checks import (
     ARRANGEMENTS,
@@ -24,14 +24,20 @@ from engine_checks import (
     check_values,
     op,
 )
-from instruction_sets import ISAS, set_isa
+from instruction_sets import AVAILABLE, ISAS, set_isa
 
 pytestmark = pytest.mark.usefixtures("isas")
+
+
+def ends(isas: tuple[str, ...]) -> tuple[str, ...]:
+    """The one without vectors of a processor and the best one."""
+    return tuple(dict.fromkeys((isas[0], isas[-1])))
+
 
 each_computation = pytest.mark.parametrize("name", COMPUTATIONS)
 
 
-# --- against the reference --------------------------------------------------------------------------------------------
+# --- values -----------------------------------------------------------------------------------------------------------
 
 
 @each_computation
@@ -51,7 +57,7 @@ def test_other_memory_formats(case: Case, name: str) -> None:
         bias = None if bias is None else MEMORY_FORMATS["sliced"](bias)
         arrange = MEMORY_FORMATS[memory_format]
         for tensors in ([arrange(first), second, bias], [first, arrange(second), bias]):
-            exact, magnitude = expected_of(name, case, tensors)
+            exact, magnitude = expected_by_torch(name, case, tensors)
             assert_within_rounding(op(name)(case, *tensors), exact, magnitude, f"{dtype}, {memory_format}")
 
 
@@ -72,7 +78,7 @@ each_shared_case = pytest.mark.parametrize("case", SHARED_CASES, ids=lambda case
 def test_results_do_not_depend_on_the_threads(
     case: Case, name: str, threads: Callable[[int], None], isas: tuple[str, ...]
 ) -> None:
-    for dtype, isa in itertools.product(FLOATS, (isas[0], isas[-1])):
+    for dtype, isa in itertools.product(FLOATS, ends(isas)):
         check_threads(case, name, dtype, isa, threads)
 
 
@@ -91,7 +97,7 @@ def test_an_image_does_not_depend_on_its_batch(case: Case, name: str, isas: tupl
 @pytest.mark.parametrize("operand", [0, 1], ids=["first", "second"])
 def test_infinities_and_nan(case: Case, name: str, operand: int, isas: tuple[str, ...]) -> None:
     for dtype in FLOATS:
-        check_infinities_and_nan(case, name, operand, dtype, (isas[0], isas[-1]))
+        check_infinities_and_nan(case, name, operand, dtype, ends(isas))
 
 
 # --- accuracy ---------------------------------------------------------------------------------------------------------
@@ -126,7 +132,7 @@ def test_errors_are_not_above_torchs(case: Case, name: str) -> None:
         error = torch_error = rounding = 0.0
         for _ in range(DRAWS):
             first, second, _ = operands(name, case, dtype, "cpu")
-            exact = COMPUTATIONS[name][1](case, wide(first), wide(second), None)
+            exact, _ = expected_by_torch(name, case, [first, second, None])
             first, second = arrange(first), arrange(second)
             results = (op(name)(case, first, second, None), torchs(name, case, first, second), exact.to(dtype))
             errors = [float((wide(result) - exact).abs().max()) for result in results]
@@ -146,10 +152,10 @@ def test_an_unknown_instruction_set_is_refused(name: str) -> None:
     assert uc.build_info()["isa"] == used
 
 
-def test_an_instruction_set_that_the_processor_lacks_is_refused(isas: tuple[str, ...]) -> None:
-    for name in ISAS[len(isas) :]:
+def test_an_instruction_set_that_the_processor_lacks_is_refused() -> None:
+    for name in ISAS[len(AVAILABLE) :]:
         with pytest.raises(
-            RuntimeError, match=f"must be an instruction set that the processor has .{isas[-1]} or lower"
+            RuntimeError, match=f"must be an instruction set that the processor has .{AVAILABLE[-1]} or lower"
         ):
             set_isa(name)
 
@@ -160,15 +166,15 @@ def run_with(isa: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
 
 
-def test_the_environment_chooses_the_instruction_set(isas: tuple[str, ...]) -> None:
+def test_the_environment_chooses_the_instruction_set() -> None:
     """An empty variable is none."""
-    for given, expected in ((isas[0], isas[0]), ("", isas[-1])):
+    for given, expected in ((AVAILABLE[0], AVAILABLE[0]), ("", AVAILABLE[-1])):
         done = run_with(given)
         assert (done.returncode, done.stdout) == (0, f"{expected}\n"), done.stderr
 
 
-def test_a_wrong_environment_raises(isas: tuple[str, ...]) -> None:
-    for name in ("avx3", *ISAS[len(isas) :][:1]):
+def test_a_wrong_environment_raises() -> None:
+    for name in ("avx3", *ISAS[len(AVAILABLE) :][:1]):
         done = run_with(name)
         assert done.returncode == 1
         assert "UNFOLDCONV_ISA must be" in done.stderr.splitlines()[-1]

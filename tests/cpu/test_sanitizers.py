@@ -1,36 +1,20 @@
-"""The op tests on a library built with AddressSanitizer and UndefinedBehaviorSanitizer; they abort at a first fault."""
+"""The tests of the ops on a library with sanitizers, and that the sanitizers see what they are there for."""
 
-import os
-import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
-from torch.utils.cpp_extension import get_cxx_compiler
 
-from amx.build import SOURCES, build_modelled
-from unfoldconv import _build
-from unfoldconv._build import Profile
+from sanitized import ROOT, assert_passed, assert_tests_pass, build, library, run_sanitized
 
-ROOT = Path(__file__).resolve().parents[2]
 OP_TESTS = [
-    "test_columns.py",
-    "test_patches.py",
-    "test_depthwise.py",
-    "test_grouped.py",
-    "test_convolution.py",
-    "test_engines.py",
-    "test_errors.py",
-    "test_fuzz.py",
+    "ops/test_columns.py",
+    "ops/test_convolution.py",
+    "ops/test_errors.py",
+    "ops/test_fuzz.py",
+    "cpu/test_patches.py",
+    "cpu/test_depthwise.py",
+    "cpu/test_grouped.py",
 ]
-SANITIZE = "-fsanitize=address,undefined"
-SANITIZED = Profile(
-    compile=(SANITIZE, "-fno-sanitize-recover=undefined", "-fno-wrapv", "-fno-omit-frame-pointer", "-O1", "-g1"),
-    link=(SANITIZE,),
-)
 
 # Faults of the kinds that the kernels could have, in memory that torch has allocated.
 FAULTS = r"""
@@ -40,49 +24,15 @@ PUBLIC int sum(int left, int right) { return left + right; }
 PUBLIC int quotient(int left, int right) { return left / right; }
 """
 USE_FAULTS = """
-import ctypes, sys, torch
+import ctypes, sys
 library = ctypes.CDLL(sys.argv[1])
 library.element.restype = ctypes.c_float
-data = torch.ones(1000)
 def element(index):
+    import torch
+    data = torch.ones(1000)
     return library.element(ctypes.c_void_p(data.data_ptr()), ctypes.c_long(index))
 print(CALL)
 """
-
-
-def build(sources: Path, folder: Path) -> Path:
-    library = folder / "sanitized.so"
-    _build.build_library(sources, library, folder / "objects", version=_build.VERSION, toolkit=None, profile=SANITIZED)
-    return library
-
-
-def run_sanitized(*arguments: str | Path, library: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Runs Python with the run-time libraries of the sanitizers, and the package bound to `library`."""
-    compiler = shlex.split(get_cxx_compiler())
-    preloaded = []
-    for name in ("libasan.so", "libstdc++.so.6"):
-        path = subprocess.run([*compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
-        if not Path(path).is_absolute():
-            pytest.skip(f"{compiler[0]} has no {name}: no sanitizers here")
-        preloaded.append(path)
-    environment = os.environ | {
-        "LD_PRELOAD": " ".join(preloaded),
-        "ASAN_OPTIONS": "detect_leaks=0",
-        "UBSAN_OPTIONS": "print_stacktrace=1",
-        "PYTHONPATH": str(ROOT),
-    }
-    if library is not None:
-        environment["UNFOLDCONV_LIBRARY"] = str(library)
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-
-
-def assert_passed(done: subprocess.CompletedProcess[str]) -> None:
-    """Shows how the first report begins, which is far above the end: it lists Python's own frames as well."""
-    report = re.search(r".*(runtime error|ERROR: AddressSanitizer)(.*\n){1,25}", done.stdout)
-    assert done.returncode == 0, f"{report[0] if report else 'no report'}\n...\n{done.stdout[-5_000:]}"
 
 
 @pytest.fixture(scope="module")
@@ -113,33 +63,12 @@ def test_sanitizers_see_planted_faults(faults: Path, call: str, report: str | No
         assert "faults.cpp:" in done.stdout
 
 
-@pytest.fixture(scope="module")
-def library() -> Path:
-    return build(ROOT / "csrc", ROOT / "build" / "sanitizers")
-
-
-def test_sanitized_library_takes_the_place_of_the_module(library: Path) -> None:
+def test_sanitized_library_takes_the_place_of_the_module() -> None:
     code = "import unfoldconv; print([line.split()[-1] for line in open('/proc/self/maps')])"
-    done = run_sanitized("-c", code, library=library)
-    assert str(library) in done.stdout
+    done = run_sanitized("-c", code, library=library())
+    assert str(library()) in done.stdout
     assert "_C.abi3.so" not in done.stdout
 
 
-def test_ops_pass_under_the_sanitizers(library: Path) -> None:
-    files = [Path("tests") / name for name in OP_TESTS]
-    # With pytest's usual capture, the report would die with the process. Of the instruction sets the best one: the
-    # engines around the inner loops are the same for all. How well sums are rounded is not for this build to show.
-    chosen = "not generic and not avx2 and not errors_are_not_above_torchs"
-    options = ["-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-k", chosen]
-    done = run_sanitized("-m", "pytest", *options, *files, library=library)
-    assert_passed(done)
-
-
-def test_amx_kernels_pass_under_the_sanitizers(library: Path) -> None:
-    """On a model of their tile instructions (test_amx.py): it reads and writes what the instructions would."""
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        pytest.skip("all but the tiles of these kernels needs a processor with AVX-512")
-    modelled = build_modelled(library.parent / "amx", library.parent / "objects", None, SANITIZED)
-    options = ["-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-k", "values or small_workspaces"]
-    done = run_sanitized("-m", "pytest", *options, SOURCES / "engines.py", library=modelled)
-    assert_passed(done)
+def test_ops_pass_under_the_sanitizers() -> None:
+    assert_tests_pass(*(ROOT / "tests" / name for name in OP_TESTS), selection="test", library=library())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cases import channels_last
 from compare import assert_within_rounding
-from computations import expected_of, operands
+from computations import expected_by_torch, operands
 from emulator.build import load
 from emulator.convolutions import compute, forced
 from emulator.faults import PlantedFault, assert_found
@@ -158,7 +158,7 @@ def check(emulated: Any, fault: Fault) -> None:
         case = dataclasses.replace(case, in_channels=15, input_size=(6, 4))
     case = dataclasses.replace(case, **fault.changes)
     tensors = operands(fault.computation, case, torch.float16, "cpu")
-    exact, magnitude = expected_of(fault.computation, case, tensors)
+    exact, magnitude = expected_by_torch(fault.computation, case, tensors)
     to_format = Tensor.contiguous if fault.computation == SUMS else fault.arrange
     arranged = map(fault.arrange, tensors[:2])
     actual = compute(fault.computation, case, *arranged, tensors[2], to_format=to_format, emulated=emulated)

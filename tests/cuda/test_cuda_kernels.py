@@ -20,6 +20,7 @@ from emulator.kernels import (
     MOST,
     SCHEDULES,
     TILED,
+    TILED_CASES,
     by_name,
     col2im,
     expected_columns,
@@ -37,11 +38,17 @@ from unfoldconv import reference
 pytestmark = pytest.mark.usefixtures("plain_emulator")
 
 
+def in_orders(tiled: list[Case], others: list[Case]) -> Any:
+    """Every order of threads where they wait for each other, in tiles. Else the first and the last of those that write
+    one element tell whether there is more than one."""
+    pairs = [*itertools.product(tiled, SCHEDULES), *itertools.product(others, SCHEDULES[:2])]
+    return pytest.mark.parametrize(("case", "order"), pairs, ids=[f"{case.name}-{order[0]}" for case, order in pairs])
+
+
 # --- im2col -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", SCHEDULES, ids=lambda order: order[0])
-@by_name(ALL_CASES)
+@in_orders(TILED_CASES, [case for case in ALL_CASES if case not in TILED_CASES])
 def test_im2col(case: Case, order: tuple[str, int]) -> None:
     set_schedule(load(), *order)
     image = random_tensor(case.input_shape, torch.float32)
@@ -137,8 +144,7 @@ COLUMN_FORMATS = {
 }
 
 
-@pytest.mark.parametrize("order", SCHEDULES, ids=lambda order: order[0])
-@by_name(ALL_CASES)
+@in_orders([], ALL_CASES)
 def test_col2im(case: Case, order: tuple[str, int]) -> None:
     """Bit for bit: the reference adds the taps in the same order."""
     set_schedule(load(), *order)

@@ -1,4 +1,4 @@
-"""The CUDA kernels for few channels and one group, run by the emulator, against the reference in plain PyTorch."""
+"""The CUDA kernels for few channels and one group, run by the emulator, against convolutions of torch in float64."""
 
 import dataclasses
 import itertools
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cases import MEMORY_FORMATS, RESULT_FORMATS, Case
 from compare import assert_same_bits, assert_within_rounding
-from computations import expected_of, operands
+from computations import expected_by_torch, operands
 from emulator.build import load
 from emulator.convolutions import compute, engines, forced, workspace_limit
 from emulator.gemm import rounded_to_tf32
@@ -42,7 +42,7 @@ def check(name: str, case: Case, dtype: torch.dtype, tf32: bool = False, emulate
     """Both memory formats of both images, in orders of threads that differ."""
     tensors = operands(name, case, dtype, "cpu")
     rounded = [*map(rounded_to_tf32, tensors[:2]), tensors[2]] if tf32 else tensors
-    exact, magnitude = expected_of(name, case, rounded)
+    exact, magnitude = expected_by_torch(name, case, rounded)
     for (first, second), order in zip(itertools.product(ARRANGEMENTS, repeat=2), WARP_SCHEDULES, strict=True):
         set_schedule(emulated or load(), *order)
         arranged, to_format = arrange(name, tensors, first, second)
@@ -99,7 +99,7 @@ def test_strides_may_be_any(name: str, strides: str) -> None:
     case = NAMED["odd-2d"]
     tensors = operands(name, case, torch.float16, "cpu")
     arranged = [*(MEMORY_FORMATS[strides](tensor) for tensor in tensors[:2]), tensors[2]]
-    exact, magnitude = expected_of(name, case, arranged)
+    exact, magnitude = expected_by_torch(name, case, arranged)
     to_format = RESULT_FORMATS.get(strides, Tensor.contiguous) if name == "conv" else Tensor.contiguous
     assert engines(name, case, *arranged, to_format=to_format) == [ENGINE]
     assert_within_rounding(compute(name, case, *arranged, to_format=to_format), exact, magnitude)
@@ -158,7 +158,7 @@ def test_a_block_goes_over_several_tiles() -> None:
 def test_a_weight_gradient_stays_inside_of_the_workspace() -> None:
     case = NAMED["seven_by_two-2d"]
     tensors = operands("conv_weight_grad", case, torch.float16, "cpu")
-    exact, magnitude = expected_of("conv_weight_grad", case, tensors)
+    exact, magnitude = expected_by_torch("conv_weight_grad", case, tensors)
     numel = 4 * math.prod(case.weight_shape)
     for limit, launches in ((32 << 20, 2), (2 * numel, 2), (2 * numel - 1, 1)):
         with workspace_limit(limit):
@@ -206,4 +206,4 @@ def test_images_may_lie_beyond_32_bits() -> None:
         for t in (image, second, bias, result)
     ]
     load().conv(*views[:3], case.op_window, 1, views[3])
-    assert_within_rounding(result, *expected_of("conv", case, [first, second, bias]))
+    assert_within_rounding(result, *expected_by_torch("conv", case, [first, second, bias]))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cases import Case
 from compare import assert_within_rounding
-from computations import expected_of, operands
+from computations import expected_by_torch, operands
 from emulator.build import load
 from emulator.convolutions import compute, forced
 from emulator.faults import PlantedFault, assert_found
@@ -148,7 +148,7 @@ def check(emulated: Any, fault: Fault) -> None:
     case = CASES[fault.case]
     tensors = operands(fault.computation, case, torch.float16, "cpu")
     arranged, to_format = arrange(fault.computation, tensors, fault.form, fault.form)
-    exact, magnitude = expected_of(fault.computation, case, tensors)
+    exact, magnitude = expected_by_torch(fault.computation, case, tensors)
     # The beginning of a guarded buffer is aligned, so that pieces are moved.
     for guard_end in (False, True):
         actual = compute(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cases import CASES, Case, channels_last, make_case
 from compare import assert_same_bits, assert_within_rounding
-from computations import expected_of, operands
+from computations import expected_by_torch, operands
 from emulator.build import load
 from emulator.convolutions import compute, ops, view, workspace_limit
 from emulator.gemm import ARRANGEMENTS, TILED, VARIED, check_formats, rounded_to_tf32
@@ -55,7 +55,7 @@ def tensors_of(case: Case, dtype: str) -> tuple[list[Tensor], Tensor, Tensor]:
     torch.backends.cudnn.conv.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
     tensors = operands(NAME, case, _plain(dtype), "cpu")
     rounded = [*map(rounded_to_tf32, tensors[:2]), None] if dtype == "tf32" else tensors
-    return tensors[:2], *expected_of(NAME, case, rounded)
+    return tensors[:2], *expected_by_torch(NAME, case, rounded)
 
 
 def check(case: Case, dtype: str) -> None:
@@ -118,7 +118,7 @@ def test_a_gradient_that_repeats_one_number() -> None:
     for case in (WIDE, PIECES[5]):
         tensors, _, _ = tensors_of(case, "float16")
         grad = torch.ones((), dtype=torch.float16).expand(case.output_shape)
-        exact, magnitude = expected_of(NAME, case, [grad.contiguous(), tensors[1], None])
+        exact, magnitude = expected_by_torch(NAME, case, [grad.contiguous(), tensors[1], None])
         for arrange in ARRANGEMENTS:
             actual = compute(NAME, case, grad, arrange(tensors[1]), None)
             assert_within_rounding(actual, exact, magnitude, arrange.__name__)
@@ -145,10 +145,11 @@ def test_what_a_warp_reads_at_once_is_in_different_banks(dtype: str, rows: int) 
 
 @pytest.mark.parametrize("dtype", ["float16", "tf32", "float64"])
 def test_the_order_of_threads_and_blocks_does_not_matter(dtype: str) -> None:
+    """Each pair of formats has loads of its own, whose barriers are the same for all types."""
     tensors, exact, magnitude = tensors_of(WIDE, dtype)
-    for (grad, image), busy in itertools.product(PAIRS, (128, 1)):
+    for (grad, image), busy in itertools.product(PAIRS if dtype == "float16" else PAIRS[::3], (128, 1)):
         results = []
-        for order, blocks in itertools.product(WARP_SCHEDULES, (MOST, 2)):
+        for order, blocks in zip(WARP_SCHEDULES, (MOST, 2, 2, MOST), strict=True):
             set_schedule(load(), *order)
             load().set_limits(index=MOST, blocks=blocks, busy=busy)
             results.append(compute(NAME, WIDE, grad(tensors[0]), image(tensors[1]), None))
@@ -254,7 +255,7 @@ def test_weight_gradients_of_other_types(case: Case, dtype: torch.dtype) -> None
 def test_weight_gradients_of_tf32(case: Case) -> None:
     torch.backends.cudnn.conv.fp32_precision = "tf32"
     tensors = operands("conv_weight_grad", case, torch.float32, "cpu")
-    exact, magnitude = expected_of("conv_weight_grad", case, [*map(rounded_to_tf32, tensors[:2]), None])
+    exact, magnitude = expected_by_torch("conv_weight_grad", case, [*map(rounded_to_tf32, tensors[:2]), None])
     for first, second in itertools.product(ARRANGEMENTS, repeat=2):
         actual = compute("conv_weight_grad", case, first(tensors[0]), second(tensors[1]), None)
         assert_within_rounding(actual, exact, magnitude, f"{first.__name__}, {second.__name__}")
@@ -267,7 +268,7 @@ def test_split_sums_are_added_in_order_whatever_the_schedule(dtype: torch.dtype)
     for arrange in ARRANGEMENTS:
         first, second = map(arrange, tensors[:2])
         results = []
-        for order, blocks in itertools.product(WARP_SCHEDULES, (MOST, 2)):
+        for order, blocks in zip(WARP_SCHEDULES, (MOST, 2, 2, MOST), strict=True):
             set_schedule(load(), *order)
             load().set_limits(index=MOST, blocks=blocks)
             before = load().launch_count()
@@ -280,7 +281,7 @@ def test_split_sums_are_added_in_order_whatever_the_schedule(dtype: torch.dtype)
 def test_split_sums_stay_inside_of_the_workspace() -> None:
     case = SPLIT[0]
     tensors = operands("conv_weight_grad", case, torch.float16, "cpu")
-    exact, magnitude = expected_of("conv_weight_grad", case, tensors)
+    exact, magnitude = expected_by_torch("conv_weight_grad", case, tensors)
     bytes = 4 * math.prod(case.weight_shape)
     for limit, launches in ((3 * bytes, 2), (2 * bytes - 1, 1)):
         with workspace_limit(limit):

@@ -132,6 +132,37 @@ def expected_of(name: str, case: Case, tensors: Sequence[Tensor | None]) -> tupl
     return _expected_of(name, case, _Operands(tensors))
 
 
+def _by_torch(name: str, case: Case, first: Tensor, second: Tensor, bias: Tensor | None) -> Tensor:
+    """torch's own convolution of an image with the padding about it, or a gradient of that."""
+    padding = [size for pair in reversed(case.padding) for size in pair]
+    nothing = [0] * case.rank
+    window = (list(case.stride), nothing, list(case.dilation), False, nothing, case.groups)
+    if name == "conv":
+        return torch.ops.aten.convolution(torch.nn.functional.pad(first, padding), second, bias, *window)
+    if name == "conv_weight_grad":
+        image, weight = torch.nn.functional.pad(second, padding), first.new_empty(case.weight_shape)
+        mask = [False, True, False]
+        return torch.ops.aten.convolution_backward(first, image, weight, None, *window, mask)[1]
+    image = torch.nn.functional.pad(first.new_empty(case.input_shape), padding)
+    gradient, _, _ = torch.ops.aten.convolution_backward(first, image, second, None, *window, [True, False, False])
+    gradient = torch.nn.functional.pad(gradient, [-size for size in padding])
+    return gradient if bias is None else gradient + bias.view(-1, *[1] * case.rank)
+
+
+# Quick even where an allocation takes long, as it does under AddressSanitizer: the reference makes some for each tap.
+@functools.lru_cache(maxsize=128)
+def _expected_by_torch(name: str, case: Case, operands: _Operands) -> tuple[Tensor, Tensor]:
+    exact = [None if tensor is None else wide(tensor) for tensor in operands.tensors]
+    return _by_torch(name, case, *exact), _by_torch(
+        name, case, *(None if tensor is None else tensor.abs() for tensor in exact)
+    )
+
+
+def expected_by_torch(name: str, case: Case, tensors: Sequence[Tensor | None]) -> tuple[Tensor, Tensor]:
+    """The same as `expected_of`, of real numbers, by torch's own convolution."""
+    return _expected_by_torch(name, case, _Operands(tensors))
+
+
 def assert_computes(name: str, case: Case, tensors: list[Tensor | None], what: str) -> None:
     exact, magnitude = expected_of(name, case, tensors)
     for function in COMPUTATIONS[name][0]:

@@ -10,7 +10,7 @@ from torch import Tensor
 import unfoldconv as uc
 from cases import Case, channels_last
 from compare import assert_same_bits, assert_within_rounding, wide
-from computations import COMPUTATIONS, expected_of, operands
+from computations import COMPUTATIONS, expected_by_torch, expected_of, operands
 from instruction_sets import set_isa
 
 ARRANGEMENTS: tuple[Callable[[Tensor], Tensor], ...] = (Tensor.contiguous, channels_last)
@@ -22,9 +22,9 @@ def op(name: str) -> Callable[..., Tensor]:
 
 
 def check_values(case: Case, name: str, dtype: torch.dtype, isas: Iterable[str]) -> None:
-    """Contiguous and channels_last operands, in all four pairs, against the reference."""
+    """Contiguous and channels_last operands, in all four pairs, against float64 of torch."""
     tensors = operands(name, case, dtype, "cpu")
-    exact, magnitude = expected_of(name, case, tensors)
+    exact, magnitude = expected_by_torch(name, case, tensors)
     for first, second in itertools.product(ARRANGEMENTS, repeat=2):
         arranged = [first(tensors[0]), second(tensors[1]), tensors[2]]
         for isa in isas:
@@ -37,7 +37,7 @@ def check_small_workspaces(case: Case, name: str, dtype: torch.dtype) -> None:
     """An engine cuts the problem up more finely, or leaves it to the columns."""
     for arrange in ARRANGEMENTS:
         first, second, bias = operands(name, case, dtype, "cpu")
-        exact, magnitude = expected_of(name, case, [first, second, bias])
+        exact, magnitude = expected_by_torch(name, case, [first, second, bias])
         for limit in (2**16, 2**12):
             with uc.workspace_limit(limit):
                 actual = op(name)(case, arrange(first), arrange(second), bias)

@@ -1,4 +1,6 @@
-"""The instruction sets of the CPU engines that this processor has."""
+"""The instruction sets of the CPU engines that this processor has, and those that tests run."""
+
+import os
 
 import torch
 
@@ -26,3 +28,11 @@ def _available() -> tuple[str, ...]:
 USED = uc.build_info()["isa"]
 AVAILABLE = _available()
 set_isa(USED)
+
+_BEST_ALONE = os.environ.get("UNFOLDCONV_TEST_ISAS") == "best"
+
+
+def tested(*names: str) -> tuple[str, ...]:
+    """Those of the names that the processor has, or where UNFOLDCONV_TEST_ISAS=best the best one of them."""
+    found = tuple(name for name in AVAILABLE if name in names)
+    return found[-1:] if _BEST_ALONE else found

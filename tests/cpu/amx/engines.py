@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import unfoldconv as uc
-from cases import Case, make_case
+from cases import CASES, Case, make_case
 from computations import COMPUTATIONS
-from engine_cases import ENGINE_CASES, PATH_CASES, SHARED_CASES
+from engine_cases import PATH_CASES, SHARED_CASES
 from engine_checks import (
     check_batch,
     check_infinities_and_nan,
@@ -52,8 +52,14 @@ def test_the_tiles_are_used() -> None:
 
 
 @each_computation
-@pytest.mark.parametrize("case", [*ENGINE_CASES, *TILE_CASES], ids=lambda case: case.name)
-def test_values(case: Case, name: str) -> None:
+@pytest.mark.parametrize("case", [*PATH_CASES, *TILE_CASES], ids=lambda case: case.name)
+def test_values_of_paths_and_tiles(case: Case, name: str) -> None:
+    check_values(case, name, torch.bfloat16, ["amx"])
+
+
+@each_computation
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_values_in_every_situation(case: Case, name: str) -> None:
     check_values(case, name, torch.bfloat16, ["amx"])
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cases import CASES, Case, channels_last, make_case
 from compare import assert_within_rounding
-from computations import expected_of, operands
+from computations import expected_by_torch, operands
 
 from .convolutions import compute
 
@@ -24,7 +24,7 @@ def rounded_to_tf32(tensor: Tensor | None) -> Tensor | None:
 def check_formats(name: str, case: Case, dtype: torch.dtype, **options: Any) -> None:
     """Both memory formats of the operands and the result."""
     tensors = operands(name, case, dtype, "cpu")
-    exact, magnitude = expected_of(name, case, tensors)
+    exact, magnitude = expected_by_torch(name, case, tensors)
     for arrange in ARRANGEMENTS:
         first, second = arrange(tensors[0]), arrange(tensors[1])
         to_format = Tensor.contiguous if name == "conv_weight_grad" else arrange
