@@ -96,14 +96,16 @@ class PositionsJob final : public TaskJob<PositionsJob<Terms>> {
     plan.copied_bytes = problem.weight_copy;
   }
 
-  Own buffers(Carver& carver) const {
+  Own buffers(Carver& carver) const { return buffers(carver, cut_.panel_lanes, cut_.block_rows, cut_.tap_pieces); }
+
+  Own buffers(Carver& carver, int64_t panel_lanes, int64_t block_rows, int64_t tap_pieces) const {
     const int64_t most_runs = cut_.taps_first ? taps_ : 1;  // of a chunk
-    return {carver.take<T>(cut_.chunks.most_terms() * cut_.panel_lanes),
-            carver.take<Sum>(cut_.chunks.count > 1 ? cut_.block_rows * cut_.panel_lanes : 0),
-            carver.take<Sum>(terms_.tiles.rows * cut_.panel_lanes),
-            carver.take<PositionPiece<3>>(cut_.tap_pieces),
+    return {carver.take<T>(cut_.chunks.most_terms() * panel_lanes),
+            carver.take<Sum>(cut_.chunks.count > 1 ? block_rows * panel_lanes : 0),
+            carver.take<Sum>(terms_.tiles.rows * panel_lanes),
+            carver.take<PositionPiece<3>>(tap_pieces),
             carver.take<TapPieces>(taps_),
-            carver.take<Piece>(taps_ * cut_.tap_pieces),
+            carver.take<Piece>(taps_ * tap_pieces),
             carver.take<Run<T>>(most_runs),
             carver.take<RunOrigin>(most_runs),
             carver.take<const T*>(most_runs * terms_.tiles.rows)};
@@ -163,8 +165,17 @@ class PositionsJob final : public TaskJob<PositionsJob<Terms>> {
     }
   }
 
-  // Of the list of what each tap reads.
-  int64_t piece_bytes() const { return taps_ * cut_.tap_pieces * static_cast<int64_t>(sizeof(Piece)); }
+  // Whether the buffers of the widest panel, and half of them the list of what each tap reads, are within a limit: panels
+  // are cut by the batch and by threads, on which no choice of an engine may depend.
+  bool fits(int64_t limit) const {
+    const int64_t lanes = terms_.most_lanes(), tile_bytes = terms_.tiles.rows * lanes * static_cast<int64_t>(sizeof(Sum));
+    const int64_t tiles = ceil_div(cut_.rows, int64_t{terms_.tiles.rows});
+    const int64_t most_rows = std::clamp<int64_t>(limit / 4 / tile_bytes, 1, tiles) * terms_.tiles.rows;
+    const int64_t pieces = most_pieces<3>(lanes, problem_.geometry.positions) + kTileVectors;
+    Carver needed;
+    buffers(needed, lanes, most_rows, pieces);
+    return needed.bytes() <= limit && taps_ * pieces * static_cast<int64_t>(sizeof(Piece)) <= limit / 2;
+  }
 
  private:
   // What a task computes: rows of the output at a panel of positions.
@@ -200,6 +211,7 @@ class PositionsJob final : public TaskJob<PositionsJob<Terms>> {
     const int64_t group_rows = problem_.rows(), tile_rows = terms_.tiles.rows, width = panel.width;
     const int64_t row_stride = in_place_ ? problem_.weight.layout.stride[1] : pitch_ * Terms::kHalves;
     const int64_t per_image = problem_.geometry.position_numel();
+    const int64_t step = position_step<3>(output, problem_.geometry.positions);
     for (int64_t row = panel.first_row; row < panel.end_row;) {
       // A tile keeps to one output.
       const int64_t variant = row / group_rows, row_of_group = row % group_rows;
@@ -230,7 +242,7 @@ class PositionsJob final : public TaskJob<PositionsJob<Terms>> {
           for (int piece = 0; piece < panel.stores; ++piece)
             terms_.pack.store(tile.c + i * width + own.positions[piece].lane,
                               target + i * output.stride[2] + offset_of<3>(own.positions[piece], output),
-                              output.axis_stride[2], own.positions[piece].length);
+                              step, own.positions[piece].length);
       row += rows;
     }
   }
@@ -278,13 +290,11 @@ const char* decline_positions(const CorrelateImage& problem) {
 }
 
 const char* plan_positions(const Correlation<3>& problem, const Call&, JobSlot& slot) {
-  int64_t piece_bytes = 0;
+  bool fits = false;
   with_terms(problem.image.dtype, [&](const auto& terms) {
-    const auto& job = slot.emplace<PositionsJob<std::decay_t<decltype(terms)>>>(terms, problem);
-    piece_bytes = job.piece_bytes();
+    fits = slot.emplace<PositionsJob<std::decay_t<decltype(terms)>>>(terms, problem).fits(workspace_limit().cpu);
   });
-  return piece_bytes > workspace_limit().cpu / 2 ? "what the taps read of a panel does not fit the workspace limit"
-                                                 : nullptr;
+  return fits ? nullptr : "a panel and what the taps read of it do not fit the workspace limit";
 }
 
 }  // namespace unfoldconv::cpu

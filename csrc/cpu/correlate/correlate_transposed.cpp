@@ -252,12 +252,13 @@ class TransposedJob final : public TaskJob<TransposedJob<Terms>> {
   void store(int64_t group, int64_t slot, int64_t first_row, int64_t end_row, const Buffers<Terms>& own) const {
     const PlaneLayout<3>& output = problem_.output.layout;
     const PositionPiece<3>* const positions = own.positions + slot * cut_.tap_pieces;
+    const int64_t step = position_step<3>(output, problem_.geometry.positions);
     for (int64_t row = first_row; row < end_row; ++row) {
       From* const to =
           reinterpret_cast<From*>(problem_.output.data) + group * output.stride[1] + row * output.stride[2];
       for (int piece = 0; piece < own.of_task[slot].stores; ++piece)
         terms_.pack.store(sums_of(slot, row - first_row, own) + positions[piece].lane,
-                          to + offset_of<3>(positions[piece], output), output.axis_stride[2], positions[piece].length);
+                          to + offset_of<3>(positions[piece], output), step, positions[piece].length);
     }
   }
 

@@ -77,6 +77,15 @@ bool is_line(const PlaneLayout<Rank>& layout, const int64_t (&positions)[Rank]) 
   return true;
 }
 
+// From one position of an image to the next, where they lie in a line or in one row. The stride of an axis of size 1
+// says nothing, so it is that of the last axis that has more.
+template <int Rank>
+int64_t position_step(const PlaneLayout<Rank>& layout, const int64_t (&positions)[Rank]) {
+  for (int axis = Rank - 1; axis >= 0; --axis)
+    if (positions[axis] > 1) return layout.axis_stride[axis];
+  return 1;
+}
+
 // The taps of a window in row-major order: how far each moves into the image, and into the weight.
 template <int Rank>
 struct Tap {

@@ -98,7 +98,7 @@ void lay_out_grads(const Terms& terms, const WeightGrad<3>& problem, const Posit
                    bool line, int64_t group, int64_t row, int64_t rows, int64_t pitch, typename Terms::T* to) {
   using T = typename Terms::T;
   const PlaneLayout<3>& layout = problem.grad_output.layout;
-  const int64_t step = layout.axis_stride[2];
+  const int64_t step = position_step<3>(layout, problem.geometry.positions);
   const T* const base =
       reinterpret_cast<const T*>(problem.grad_output.data) + group * layout.stride[1] + row * layout.stride[2];
   for (int piece = 0, next; piece < count; piece = next) {
@@ -118,7 +118,8 @@ void lay_out_grads(const Terms& terms, const WeightGrad<3>& problem, const Posit
 // Whether the positions of an image follow each other at one distance.
 bool evenly_spaced(const PlaneLayout<3>& layout, const int64_t (&positions)[3]) {
   PlaneLayout<3> spacing = layout;
-  for (int axis = 0; axis < 3; ++axis) spacing.axis_stride[axis] /= std::max<int64_t>(1, layout.axis_stride[2]);
+  const int64_t step = std::max<int64_t>(1, position_step<3>(layout, positions));
+  for (int axis = 0; axis < 3; ++axis) spacing.axis_stride[axis] /= step;
   return is_line<3>(spacing, positions);
 }
 

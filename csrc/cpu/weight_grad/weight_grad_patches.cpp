@@ -74,7 +74,7 @@ void pack_grads(const Terms& terms, const WeightGrad<3>& problem, const Position
   using T = typename Terms::T;
   using From = typename Terms::From;
   const PlaneLayout<3>& layout = problem.grad_output.layout;
-  const int64_t step = layout.axis_stride[2];
+  const int64_t step = position_step<3>(layout, problem.geometry.positions);
   const From* const base =
       reinterpret_cast<const From*>(problem.grad_output.data) + group * layout.stride[1] + row * layout.stride[2];
   const int64_t length = pieces[count - 1].lane + pieces[count - 1].length;
