@@ -27,8 +27,6 @@ constexpr int64_t kLongestRun = 64;       // residues of an axis that share a pr
 
 constexpr const char* kWhyColumns = "the device, the dtype or the size has no engine of its own";
 
-ScalarType compute_dtype(ScalarType dtype) { return is_16bit_float(dtype) ? ScalarType::Float : dtype; }
-
 int64_t aligned(int64_t bytes) { return round_up(bytes, kAlignment); }
 
 // Writes planes to `packed` [planes, prod(sizes)], row-major and in the compute dtype: im2col at a single position.

@@ -61,6 +61,9 @@ using Accumulator = typename AccumulatorOf<T>::type;
 
 inline bool is_16bit_float(ScalarType dtype) { return dtype == ScalarType::Half || dtype == ScalarType::BFloat16; }
 
+// What sums over elements of a dtype are in.
+inline ScalarType compute_dtype(ScalarType dtype) { return is_16bit_float(dtype) ? ScalarType::Float : dtype; }
+
 // Those that convolutions take.
 inline bool is_integer(ScalarType dtype) {
   switch (dtype) {
