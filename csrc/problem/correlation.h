@@ -21,7 +21,6 @@ struct Correlation {
   int64_t run[Rank], weight_step[Rank], output_step[Rank];
   const char* bias;         // one number per group and row, or null
   int64_t weight_copy = 0;  // bytes of a copy of the weight that this and other problems read
-  const Tensor* like = nullptr;
 
   int64_t batch() const { return output.layout.count[0]; }
   int64_t groups() const { return output.layout.count[1]; }
@@ -60,8 +59,7 @@ Correlation<To> trailing_axes(const Correlation<From>& problem) {
                          {},
                          {},
                          problem.bias,
-                         problem.weight_copy,
-                         problem.like};
+                         problem.weight_copy};
   for (int axis = 0; axis < To; ++axis) {
     const int from = axis + From - To;
     result.run[axis] = problem.run[from];
@@ -79,7 +77,6 @@ struct InputGrad {
   Planes<Rank> grad_output, grad_input;  // (batch, group, channel of the group)
   Planes<Rank> weight;                   // (group, input channel, output channel)
   const char* bias;
-  const Tensor* like = nullptr;
 };
 
 }  // namespace unfoldconv

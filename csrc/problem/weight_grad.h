@@ -15,7 +15,6 @@ struct WeightGrad {
   Planes<Rank> grad_output;  // (batch, group, row)
   Planes<Rank> image;        // (batch, group, channel)
   char* grad_weight;         // [group, row, channel, tap], contiguous
-  const Tensor* like = nullptr;
 
   int64_t batch() const { return image.layout.count[0]; }
   int64_t groups() const { return image.layout.count[1]; }
@@ -27,12 +26,8 @@ struct WeightGrad {
 // The same problem without axes of size 1 in front.
 template <int To, int From>
 WeightGrad<To> trailing_axes(const WeightGrad<From>& problem) {
-  return {problem.rank,
-          trailing_axes<To>(problem.geometry),
-          trailing_axes<To>(problem.grad_output),
-          trailing_axes<To>(problem.image),
-          problem.grad_weight,
-          problem.like};
+  return {problem.rank, trailing_axes<To>(problem.geometry), trailing_axes<To>(problem.grad_output),
+          trailing_axes<To>(problem.image), problem.grad_weight};
 }
 
 }  // namespace unfoldconv

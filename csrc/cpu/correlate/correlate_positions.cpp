@@ -165,10 +165,11 @@ class PositionsJob final : public TaskJob<PositionsJob<Terms>> {
     }
   }
 
-  // Whether the buffers of the widest panel, and half of them the list of what each tap reads, are within a limit: panels
-  // are cut by the batch and by threads, on which no choice of an engine may depend.
+  // Whether the buffers of the widest panel, and half of them the list of what each tap reads, are within a limit:
+  // panels are cut by the batch and by threads, on which no choice of an engine may depend.
   bool fits(int64_t limit) const {
-    const int64_t lanes = terms_.most_lanes(), tile_bytes = terms_.tiles.rows * lanes * static_cast<int64_t>(sizeof(Sum));
+    const int64_t lanes = terms_.most_lanes(),
+                  tile_bytes = terms_.tiles.rows * lanes * static_cast<int64_t>(sizeof(Sum));
     const int64_t tiles = ceil_div(cut_.rows, int64_t{terms_.tiles.rows});
     const int64_t most_rows = std::clamp<int64_t>(limit / 4 / tile_bytes, 1, tiles) * terms_.tiles.rows;
     const int64_t pieces = most_pieces<3>(lanes, problem_.geometry.positions) + kTileVectors;
@@ -241,8 +242,8 @@ class PositionsJob final : public TaskJob<PositionsJob<Terms>> {
         for (int64_t i = 0; i < rows; ++i)
           for (int piece = 0; piece < panel.stores; ++piece)
             terms_.pack.store(tile.c + i * width + own.positions[piece].lane,
-                              target + i * output.stride[2] + offset_of<3>(own.positions[piece], output),
-                              step, own.positions[piece].length);
+                              target + i * output.stride[2] + offset_of<3>(own.positions[piece], output), step,
+                              own.positions[piece].length);
       row += rows;
     }
   }

@@ -11,13 +11,11 @@
 #include "runtime/tasks.h"
 #include "runtime/workspace.h"
 
-namespace unfoldconv::cpu {
+namespace unfoldconv::cpu::depthwise {
 
-constexpr int64_t kCacheBytes = 512 * 1024;      // of a thread, that a task's buffers may fill
-constexpr int64_t kPieceBytes = 256;             // of a tensor, that are read or written side by side
-constexpr int64_t kSerialProducts = 250 * 1000;  // below this a second thread costs more than it brings
-
-inline ScalarType sum_dtype(ScalarType dtype) { return is_16bit_float(dtype) ? ScalarType::Float : dtype; }
+constexpr int64_t kCacheBytes = 512 * 1024;           // of a thread, that a task's buffers may fill
+constexpr int64_t kPieceBytes = 256;                  // of a tensor, that are read or written side by side
+constexpr double kSerialProducts = kSerialFlops / 2;  // below this a second thread costs more than it brings
 
 inline int64_t room() { return std::min<int64_t>(kCacheBytes, workspace_limit().cpu); }
 
@@ -27,11 +25,12 @@ struct Operand {
   ScalarType dtype;
   int64_t batch_stride, channel_stride, axis_stride[3];
 
-  template <int Rank>
-  explicit Operand(const Planes<Rank>& planes) : data(planes.data), dtype(planes.dtype) {
-    const PlaneLayout<3> layout = with_leading_axes<3>(planes.layout);
-    batch_stride = layout.stride[0], channel_stride = layout.stride[2];
-    std::copy_n(layout.axis_stride, 3, axis_stride);
+  explicit Operand(const Planes<3>& planes)
+      : data(planes.data),
+        dtype(planes.dtype),
+        batch_stride(planes.layout.stride[0]),
+        channel_stride(planes.layout.stride[2]) {
+    std::copy_n(planes.layout.axis_stride, 3, axis_stride);
   }
   char* at(int64_t image, int64_t channel, const Span (&box)[3]) const {
     int64_t offset = image * batch_stride + channel * channel_stride;
@@ -57,7 +56,7 @@ struct Blocks {
   Blocks(int64_t channels, int64_t group_size, ScalarType dtype)
       : kernels(cpu::kernels().depthwise),
         dtype(dtype),
-        type(sum_dtype(dtype)),
+        type(compute_dtype(dtype)),
         channels(channels),
         group_size(group_size),
         lanes(kernels.vector_bytes / element_size(type)),
@@ -105,11 +104,8 @@ void pack_group_block(const Blocks& blocks, const PlaneLayout<3>& weight, const 
       }
 }
 
-inline Tensor pack_groups(const Blocks& blocks, const Planes<3>& weight, const int64_t (&kernel)[3],
-                          const Tensor& like) {
+inline void pack_groups(const Blocks& blocks, const Planes<3>& weight, const int64_t (&kernel)[3], char* to) {
   const int64_t bytes = kernel[0] * kernel[1] * kernel[2] * blocks.group_size * blocks.vector_bytes;
-  Tensor packed = empty_bytes(blocks.count * bytes, like);
-  char* const to = static_cast<char*>(packed.data_ptr());
   const auto as = [&](auto type) {
     using E = typename decltype(type)::type;
     parallel_over(blocks.count, bytes, [&](int64_t begin, int64_t end) {
@@ -124,44 +120,29 @@ inline Tensor pack_groups(const Blocks& blocks, const Planes<3>& weight, const i
     case ScalarType::BFloat16: as(Type<BFloat16>{}); break;
     default: as(Type<Half>{});
   }
-  return packed;
 }
 
 // rows [channels, count], packed as [blocks, count, lanes] in the type of the sums.
-inline Tensor pack(const Blocks& blocks, const Tensor& rows, int64_t count) {
+inline void pack(const Blocks& blocks, const char* rows, int64_t count, char* to) {
   const int64_t bytes = count * blocks.vector_bytes;
-  Tensor packed = empty_bytes(blocks.count * bytes, rows);
-  char* to = static_cast<char*>(packed.data_ptr());
-  const char* from = static_cast<const char*>(rows.data_ptr());
   parallel_over(blocks.count, 2 * bytes, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block)
       blocks.kernels.gather(blocks.rows(block, count), blocks.dtype,
-                            from + block * blocks.lanes * count * element_size(blocks.dtype), to + block * bytes);
+                            rows + block * blocks.lanes * count * element_size(blocks.dtype), to + block * bytes);
   });
-  return packed;
 }
 
 // grad_weight = the sum of `splits` parts [blocks, taps, lanes], in their order.
-inline void finish_sums(const Blocks& blocks, char* sums, int64_t splits, int64_t terms, Tensor& grad_weight) {
+inline void finish_sums(const Blocks& blocks, char* sums, int64_t splits, int64_t terms, char* grad_weight) {
   const int64_t bytes = blocks.vector_bytes, part = blocks.count * terms * bytes;
-  char* const result = static_cast<char*>(grad_weight.data_ptr());
   parallel_over(blocks.count, splits * terms * bytes, [&](int64_t begin, int64_t end) {
     for (int64_t block = begin; block < end; ++block) {
       char* const sum = sums + block * terms * bytes;
       for (int64_t i = 1; i < splits; ++i) blocks.kernels.add(blocks.type, terms, sum + i * part, sum);
       blocks.kernels.scatter(blocks.rows(block, terms), blocks.dtype, sum,
-                             result + block * blocks.lanes * terms * element_size(blocks.dtype));
+                             grad_weight + block * blocks.lanes * terms * element_size(blocks.dtype));
     }
   });
-}
-
-// f(begin, end) over tasks, each of `products` products, in parallel if that pays.
-template <class F>
-void run_tasks(int64_t tasks, double products, const F& f) {
-  if (tasks <= 0) return;
-  if (tasks == 1 || tasks * products < kSerialProducts) return f(int64_t{0}, tasks);
-  const auto grain = static_cast<int64_t>(kSerialProducts / 8 / std::max(1., products));
-  torch::stable::parallel_for(0, tasks, std::max<int64_t>(1, grain), f);
 }
 
 // The part of the image that some results read, gathered for a block of channels.
@@ -248,4 +229,4 @@ struct Work {
   }
 };
 
-}  // namespace unfoldconv::cpu
+}  // namespace unfoldconv::cpu::depthwise

@@ -8,7 +8,7 @@
 #include "problem/phases.h"
 #include "runtime/rows.h"
 
-namespace unfoldconv::cpu {
+namespace unfoldconv::cpu::depthwise {
 
 // Results first + step * j, j < count, of one axis that are one correlation: result j sums the taps k < taps at the
 // source's elements j * stride - padding_low + k * dilation; tap k is tap first_tap + k * tap_step of the weight.
@@ -128,4 +128,4 @@ inline Boxes cut(const Axis (&axes)[3], int64_t read_bytes, int64_t result_bytes
   return boxes;
 }
 
-}  // namespace unfoldconv::cpu
+}  // namespace unfoldconv::cpu::depthwise

@@ -4,7 +4,6 @@
 #include <string>
 
 #include "cpu/kernels/kernels.h"
-#include "runtime/legacy_report.h"
 #include "runtime/parallel.h"
 #include "runtime/rows.h"
 #include "runtime/tasks.h"

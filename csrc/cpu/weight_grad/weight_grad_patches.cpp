@@ -71,7 +71,6 @@ struct Buffers {
 template <class Terms>
 void pack_grads(const Terms& terms, const WeightGrad<3>& problem, const PositionPiece<3>* pieces, int count, bool line,
                 int64_t group, int64_t row, int64_t lanes, int64_t width, typename Terms::T* to) {
-  using T = typename Terms::T;
   using From = typename Terms::From;
   const PlaneLayout<3>& layout = problem.grad_output.layout;
   const int64_t step = position_step<3>(layout, problem.geometry.positions);
