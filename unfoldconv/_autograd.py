@@ -35,14 +35,14 @@ def define(op: Op) -> Callable[..., Tensor]:
     count = op.tensors
 
     def call(*arguments: Any) -> Tensor:
-        tensors = arguments[:count]
+        tensors, numbers = arguments[:count], arguments[count:]
         if is_dynamo_compiling():
-            return lean.apply(*tensors, arguments[count:]) if _needs_grad(tensors) else below(*arguments)
+            return lean.apply(*tensors, numbers) if _needs_grad(tensors) else below(tensors, numbers)
         if _transforming():
-            return full.apply(*tensors, arguments[count:])  # type: ignore[no-any-return]
+            return full.apply(*tensors, numbers)  # type: ignore[no-any-return]
         if _needs_grad(tensors):
-            return apply(*tensors, arguments[count:])  # type: ignore[no-any-return]
-        return below(*arguments)
+            return apply(*tensors, numbers)  # type: ignore[no-any-return]
+        return below(tensors, numbers)
 
     overload = op.overload
 
@@ -92,14 +92,14 @@ def _function(op: Op, suffix: str, **methods: Callable[..., Any]) -> type[Functi
 def _lean_function(op: Op, below: Callable[..., Tensor], backward: Callable[..., Any]) -> type[Function]:
     def forward_of_one(ctx: Any, operand: Tensor, numbers: Any) -> Tensor:
         ctx.numbers, ctx.shapes = numbers, (operand.shape,)
-        return below(operand, *numbers)
+        return below((operand,), numbers)
 
-    def forward_of_two(ctx: Any, first: Tensor, second: Tensor, *rest: Any) -> Tensor:
-        *bias, numbers = rest
-        needs = ctx.needs_input_grad
+    def forward_of_two(ctx: Any, *arguments: Any) -> Tensor:
+        tensors, numbers = arguments[:-1], arguments[-1]
+        first, second, needs = tensors[0], tensors[1], ctx.needs_input_grad
         ctx.save_for_backward(first if needs[1] else None, second if needs[0] else None)
         ctx.numbers, ctx.shapes = numbers, (first.shape, second.shape)
-        return below(first, second, *bias, *numbers)
+        return below(tensors, numbers)
 
     return _function(op, "", forward=forward_of_one if op.operands == 1 else forward_of_two, backward=backward)
 
@@ -152,12 +152,12 @@ def _backward(op: Op) -> Callable[..., Any]:
 
         return backward_of_one
 
-    first_gradient, second_gradient = op.gradients
+    (first_gradient, second_gradient), has_bias = op.gradients, op.bias
     together = _fast_path.packed_gradients(op)
 
     def backward_of_two(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         needs, numbers, (first, second) = ctx.needs_input_grad, ctx.numbers, ctx.saved_tensors
-        bias_grad = (_bias_grad(grad) if needs[2] else None,) if op.bias else ()
+        bias_grad = (_bias_grad(grad) if needs[2] else None,) if has_bias else ()
         if together is not None and needs[0] and needs[1] and not _is_recorded(grad, first, second):
             both = together(grad, _conj(first), _conj(second), numbers)
             if both is not None:

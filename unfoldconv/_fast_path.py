@@ -56,20 +56,20 @@ def call(overload: Callable[..., Tensor], *arguments: Any) -> Tensor:
 
 
 def below_autograd(op: Op) -> Callable[..., Tensor]:
-    """The op in the cheapest way that means the same; takes what the op takes."""
-    overload, count = op.overload, op.tensors
+    """The op in the cheapest way that means the same; takes its tensors and its numbers, each as one tuple."""
+    overload = op.overload
     if not op.packed:
-        return lambda *arguments: call(overload, *arguments)
+        return lambda tensors, numbers: call(overload, *tensors, *numbers)
     run_packed = _packed_op(op.name)
 
-    def below(*arguments: Any) -> Any:
-        packed = _packed_if_unseen(arguments[0], arguments[1], arguments[count:])
+    def below(tensors: tuple[Any, ...], numbers: Numbers) -> Any:
+        packed = _packed_if_unseen(tensors[0], tensors[1], numbers)
         if packed is not None:
             try:
-                return _run(run_packed, *arguments[:count], *packed)
+                return _run(run_packed, *tensors, *packed)
             except NotImplementedError:  # neither CPU nor CUDA: meta, sparse, ...
                 pass
-        return call(overload, *arguments)
+        return call(overload, *tensors, *numbers)
 
     return below
 

@@ -47,12 +47,13 @@ def test_packed_ops_are_the_public_ops(case: Case, packed_calls: list[str]) -> N
     x, w, y = (random_tensor(s, torch.float32) for s in (case.input_shape, case.weight_shape, case.output_shape))
     window = (*map(tuple, case.op_window), case.groups)
     size, kernel = tuple(case.input_size), tuple(case.kernel_size)
-    for name, arguments in (
-        ("conv", (x, w, None, *window)),
-        ("conv_input_grad", (y, w, None, size, *window)),
-        ("conv_weight_grad", (y, x, kernel, *window)),
+    for name, (tensors, numbers) in (
+        ("conv", ((x, w, None), window)),
+        ("conv_input_grad", ((y, w, None), (size, *window))),
+        ("conv_weight_grad", ((y, x), (kernel, *window))),
     ):
-        assert torch.equal(_fast_path.below_autograd(RECORDS[name])(*arguments), getattr(namespace, name)(*arguments))
+        packed = _fast_path.below_autograd(RECORDS[name])(tensors, numbers)
+        assert torch.equal(packed, getattr(namespace, name)(*tensors, *numbers)), name
     assert packed_calls == [*NAMES]
     gradients = _fast_path.packed_gradients(RECORDS["conv"])
     assert gradients is not None
@@ -179,7 +180,7 @@ def test_other_devices_and_layouts_are_refused_in_the_name_of_the_public_op() ->
 def test_nothing_of_a_packed_op_is_recorded() -> None:
     """What calls it records the derivative, so its own result must be as one from below autograd."""
     x, w = operands()
-    result = _fast_path.below_autograd(RECORDS["conv"])(x, w, None, (1, 1), (0, 0), (0, 0), (1, 1), 2)
+    result = _fast_path.below_autograd(RECORDS["conv"])((x, w, None), ((1, 1), (0, 0), (0, 0), (1, 1), 2))
     assert not result.requires_grad
     (grad,) = torch.autograd.grad(uc.conv2d(x, w, groups=2).sum(), w)
     (expected,) = torch.autograd.grad(torch.nn.functional.conv2d(x, w, groups=2).sum(), w)
