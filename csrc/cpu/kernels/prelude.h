@@ -1,4 +1,4 @@
-// Every header that the instances need, included before the compiler is allowed more than the baseline: an inline
+// Every header that all instances need, included before the compiler is allowed more than the baseline: an inline
 // function that came out of an instance could otherwise be the copy that the whole library calls.
 #pragma once
 

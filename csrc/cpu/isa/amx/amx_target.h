@@ -1,4 +1,6 @@
 // What every file of this folder begins with: what the compiler may use, and vectors made of that.
+#pragma once
+
 #include <immintrin.h>
 
 #include "cpu/kernels/prelude.h"
