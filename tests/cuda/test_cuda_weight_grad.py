@@ -13,7 +13,7 @@ from cases import CASES, Case, channels_last, make_case
 from compare import assert_same_bits, assert_within_rounding
 from computations import expected_by_torch, operands
 from emulator.build import load
-from emulator.convolutions import compute, ops, view, workspace_limit
+from emulator.convolutions import compute, steps, view, workspace_limit
 from emulator.gemm import ARRANGEMENTS, TILED, VARIED, check_formats, rounded_to_tf32
 from emulator.kernels import MOST, WARP_SCHEDULES, by_name, guarded, set_schedule
 
@@ -72,12 +72,8 @@ def report_of(case: Case, dtype: str, arrange: object = channels_last) -> dict[s
     torch.backends.cudnn.conv.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
     shapes = (case.output_shape, case.input_shape)
     tensors = [arrange(torch.empty(shape, dtype=_plain(dtype))) for shape in shapes]
-    ops().begin_report()
-    try:
-        compute(NAME, case, *tensors, None)
-    finally:
-        lines = ops().end_report().splitlines()
-    return dict(field.split("=", 1) for field in lines[-1].split("\t")[1:])
+    (step,) = steps(NAME, case, *tensors, None)
+    return step
 
 
 # --- values -----------------------------------------------------------------------------------------------------------

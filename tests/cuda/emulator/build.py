@@ -29,8 +29,7 @@ _COMMAND = (
     f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000",
 )
 
-# Host code that calls the kernels. What it asks of the CPU's engines is left out, and never called. Some of it registers
-# ops.
+# Host code that calls the kernels, and registers ops. What it asks of the CPU's engines is left out, and never called.
 _REGISTERING = ("choice.cpp", "report.cpp")
 _HOST_SOURCES = (
     *("convolution.cpp", "cuda_engines.cpp", "correlate_columns.cpp", "weight_grad_columns.cpp"),
