@@ -32,7 +32,8 @@ _COMMAND = (
 # Host code that calls the kernels, and registers ops. What it asks of the CPU's engines is left out, and never called.
 _REGISTERING = ("choice.cpp", "report.cpp")
 _HOST_SOURCES = (
-    *("convolution.cpp", "cuda_engines.cpp", "correlate_columns.cpp", "weight_grad_columns.cpp"),
+    *("convolution.cpp", "input_grad_phases.cpp", "cuda_engines.cpp"),
+    *("correlate_columns.cpp", "weight_grad_columns.cpp"),
     *("depthwise_cuda_engine.cpp", "implicit_gemm_correlate.cpp", "implicit_gemm_weight_grad.cpp", "stem_engine.cpp"),
     *_REGISTERING,
 )
