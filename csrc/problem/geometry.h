@@ -115,7 +115,7 @@ bool may_overflow_index(const Geometry<Rank>& geometry) {
   return false;
 }
 
-// Makes a pointwise window's image one long row, where its axes and those of the result adjoin in memory: rows are cut
+// Makes a pointwise window's image one long row, where its axes and those of the result are one in memory: rows are cut
 // into pieces less often.
 template <int Rank, class... Layouts>
 void merge_axes(Geometry<Rank>& geometry, Layouts&... layouts) {

@@ -1,14 +1,17 @@
-// Correlations on the CPU without a matrix of columns: an implicit matrix product on the micro-kernel of
-// tile_kernels.h.
+// Correlations on the CPU without a matrix of columns: implicit matrix products on the micro-kernels of tile_kernels.h.
 //
-// Two engines share the micro-kernel. One has positions in the lanes of a vector: patches are gathered into a panel
-// [terms, positions] in cache, and weights are broadcast. The other has output channels there: weights are packed as
-// panels [terms, channels] once, and patches are broadcast from where they lie; it wants neighbouring channels to be
-// neighbours in memory (channels_last). The first has three other ways. Two gather no panel: for few channels rows
-// of the image as lines (image_lines.h), for few rows of weights planes with borders. One turns weights whose channels
-// lie far apart (transposed_rows.h), a few rows at a time. The second has one for short sums and few rows: rows of
-// patches as strips of memory. All sum an element of the output in the same order whatever the batch, the position in
-// it, and the number of threads.
+//   engine                in the lanes   patches                                     for
+//   channels.strips       channels       rows of them, copied once, read in place    few rows or short sums,
+//   channels_last positions.lines       positions      image rows as lines in cache (image_lines.h) few channels
+//   positions.few         positions      gathered, weight read where it lies         few positions, channels_last
+//   channels.patches      channels       read where they lie, weight packed once     channels_last
+//   positions.planes      positions      planes copied with borders, read in place   few rows of weights, stride 1
+//   positions.transposed  positions      gathered, weight transposed a little at a   input gradients at few positions
+//                                        time (transposed_rows.h)
+//   positions.gathered    positions      gathered into panels, weight broadcast      everything else
+//
+// Output channels in the lanes want neighbouring channels to be neighbours in memory. All engines sum an element of the
+// output in the same order whatever the batch, the position in it, and the number of threads.
 #pragma once
 
 #include "runtime/engine.h"

@@ -1,8 +1,9 @@
 // The correlation engine for few channels, with positions in the lanes (correlate_engines.h).
 //
 // A task owns some rows of the output. It brings the rows of the image that they read into lines (image_lines.h), in
-// which the terms of neighbouring positions adjoin for every tap: they are multiplied where they lie, without gathering
-// a panel. The weight is packed as [block of rows][term][row], a term being a tap of a channel, channels the faster.
+// which the terms of neighbouring positions are neighbours for every tap: they are multiplied where they lie, without
+// gathering a panel. The weight is packed as [block of rows][term][row], a term being a tap of a channel, channels the
+// faster.
 #include "cpu/correlate/correlate_engines.h"
 #include "cpu/shared/image_lines.h"
 #include "cpu/shared/terms.h"
@@ -61,7 +62,7 @@ class LinesJob final : public TaskJob<LinesJob<Terms>> {
         problem_(problem),
         term_count_(problem.geometry.tap_numel() * problem.channels()),
         padded_rows_(round_up(problem.rows(), tiles_.rows)),
-        // Neighbouring channels of the result adjoin: they are brought there by vectors.
+        // Channels of the result are neighbours in memory: they are brought there by vectors.
         transposed_(problem.output.layout.stride[2] == 1 && problem.rows() > 1),
         lines_(problem.geometry, problem.batch(), kMostPositions, 1) {
     // Tiles read whole vectors: what lies behind the last position is computed, but not stored.
@@ -197,11 +198,11 @@ const char* decline_lines(const OneImage<Correlation<3>>& problem) {
   if (channels > kMostChannels) return "more than 4 channels are better multiplied from a panel";
   if (geometry.positions[2] < kLeastPositions) return "rows of fewer than 24 positions leave too many lanes empty";
   if (geometry.kernel[2] <= geometry.stride[2]) return "no two taps read the same element, so a line saves nothing";
-  // Where channels of the result adjoin, engines with channels in the lanes suit longer sums, if channels of the image
-  // do so as well, or if they multiply two terms at a time.
+  // Where channels of the result are neighbours in memory, engines with channels in the lanes suit longer sums, if
+  // channels of the image do so as well, or if they multiply two terms at a time.
   const bool paired = problem->image.dtype == ScalarType::BFloat16 && kernels().tiles.bf16.vectors > 0;
   if (problem->output.layout.stride[2] == 1 && (channels > 1 || paired) && sum > kShortSum)
-    return "channels adjoin in memory, and sums are long";
+    return "channels are neighbours in memory, and sums of more than 32 terms suit other engines";
   return nullptr;
 }
 

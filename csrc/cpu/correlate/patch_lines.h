@@ -1,4 +1,5 @@
-// Where positions read and write, and their patches as lines of terms, for images whose channels adjoin in memory.
+// Where positions read and write, and their patches as lines of terms, for images whose channels are neighbours in
+// memory.
 #pragma once
 
 #include <algorithm>
@@ -93,7 +94,7 @@ void group_by_taps(const Geometry<Rank>& geometry, const Position<Rank>* from, i
   }
 }
 
-// What of a patch adjoins in memory: all taps of a row of the kernel, or single ones.
+// What of a patch is one stretch of memory: all taps of a row of the kernel, or single ones.
 template <int Rank>
 struct PatchRows {
   int64_t taps;           // of a row

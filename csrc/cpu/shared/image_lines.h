@@ -128,7 +128,8 @@ struct LinePlan : RowPieces<Rank> {
     using T = typename Terms::T;
     const int64_t stride = geometry.stride[last], element = image.axis_stride[last], channel = image.stride[2];
     const int64_t length = piece.length + reach;
-    // Of a pixel whose channels are all here and adjoin, the next pixel is more channels, as the next line is.
+    // Of a pixel whose channels are all here, neighbours in memory, the next pixel is more channels, as the next line
+    // is.
     const int64_t corner = piece.index[last] * stride - geometry.padding_low[last];
     const bool inside = corner >= 0 && corner + (length - 1) * stride + lines <= geometry.image[last];
     const bool together =
@@ -142,14 +143,14 @@ struct LinePlan : RowPieces<Rank> {
       const int64_t end = std::clamp<int64_t>(ceil_div(geometry.image[last] - first, stride), begin, length);
       Element* const base = to + (line * channels + first_channel) * pitch;
       const auto* const from = row + first_channel * channel + (first + begin * stride) * element;
-      const bool turned = channel == 1 && count > 1 && begin < end;
-      if (turned)
+      const bool transposed = channel == 1 && count > 1 && begin < end;
+      if (transposed)
         terms.pack.turn(from, stride * element, count, end - begin, reinterpret_cast<T*>(base + begin), pitch);
       for (int64_t c = 0; c < count; ++c) {
         Element* const elements = base + c * pitch;
         std::fill(elements, elements + begin, Element{});
         // It may write one element too much, which the next overwrites.
-        if (!turned && begin < end)
+        if (!transposed && begin < end)
           terms.pack.line(from + c * channel, stride * element, reinterpret_cast<T*>(elements + begin), end - begin);
         std::fill(elements + end, elements + length, Element{});
       }
@@ -246,7 +247,7 @@ void fetch_lines(const Terms& terms, const Lines& lines, const Geometry<Rank>& g
       set = cache.find(key(row, pieces[p]));
       if (set < 0) set = kToFill - cache.take(key(row, pieces[p]));
     });
-  // A few channels at a time, so that rows that adjoin in memory follow each other, unless channels adjoin.
+  // A few channels at a time, so that rows that are neighbours in memory follow each other, unless channels are.
   const int64_t together = image.stride[2] == 1 ? channels : kChannelsTogether;
   for (int64_t first = 0; first < channels; first += together)
     for (int64_t p = 0; p < count; ++p) {

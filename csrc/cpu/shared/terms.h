@@ -26,7 +26,6 @@ struct Terms {
   // Lanes of a panel that holds `lanes` of them.
   int64_t width(int64_t lanes) const { return round_up(lanes, tiles.lanes); }
   int64_t most_lanes() const { return int64_t{tiles.lanes} * tiles.vectors; }
-  std::string tile_name(int64_t width) const { return std::to_string(tiles.rows) + "x" + std::to_string(width); }
   // One tile; the thread holds a TileScope.
   void multiply(int64_t width, int64_t rows, const TileArguments<T>& arguments) const {
     const Tile<T> tile = rows > tiles.rows ? tiles.tall : tiles.tile[width / tiles.lanes - 1][rows - 1];
