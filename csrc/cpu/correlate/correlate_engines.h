@@ -1,8 +1,8 @@
 // Correlations on the CPU without a matrix of columns: implicit matrix products on the micro-kernels of tile_kernels.h.
 //
 //   engine                in the lanes   patches                                     for
-//   channels.strips       channels       rows of them, copied once, read in place    few rows or short sums,
-//   channels_last positions.lines       positions      image rows as lines in cache (image_lines.h) few channels
+//   channels.strips       channels       rows of them, copied once, read in place    few rows, or short sums
+//   positions.lines       positions      rows of the image as lines in cache         few channels
 //   positions.few         positions      gathered, weight read where it lies         few positions, channels_last
 //   channels.patches      channels       read where they lie, weight packed once     channels_last
 //   positions.planes      positions      planes copied with borders, read in place   few rows of weights, stride 1
