@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import unfoldconv as uc
-from cases import FLOATS, MEMORY_FORMATS, Case
+from cases import FLOATS, MEMORY_FORMATS, Case, make_case
 from compare import assert_within_rounding, wide
 from computations import COMPUTATIONS, expected_by_torch, operands
 from engine_cases import ENGINE_CASES, LAYERS, PATH_CASES, SHARED_CASES
@@ -59,6 +59,18 @@ def test_other_memory_formats(case: Case, name: str) -> None:
         for tensors in ([arrange(first), second, bias], [first, arrange(second), bias]):
             exact, magnitude = expected_by_torch(name, case, tensors)
             assert_within_rounding(op(name)(case, *tensors), exact, magnitude, f"{dtype}, {memory_format}")
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_gradients_in_a_line_whose_last_axis_is_one(dtype: torch.dtype) -> None:
+    """Their neighbours along the axis before it lie side by side; the stride of the last one says something else."""
+    case = make_case("column", 2, in_channels=5, out_channels=33, input_size=(20, 3), kernel_size=(3, 3))
+    output, image, _ = operands("conv_weight_grad", case, dtype, "cpu")
+    assert output is not None
+    exact, magnitude = expected_by_torch("conv_weight_grad", case, [output, image, None])
+    lying = output.as_strided(output.shape, (*output.stride()[:3], 18))
+    assert output.shape[2:] == (18, 1)
+    assert_within_rounding(op("conv_weight_grad")(case, lying, image, None), exact, magnitude, str(dtype))
 
 
 @each_computation

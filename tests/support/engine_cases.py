@@ -66,6 +66,9 @@ _PLANES: dict[str, dict[str, Any]] = {
     "planes_dilated": {"in_channels": 34, "out_channels": 8, "input_size": (20, 50), **_SQUARE, "dilation": (2, 3)}
     | {"padding": ((2, 1), (0, 4))},
     "planes_of_groups": _grouped(2, 32, 5, input_size=(17, 40), **_SQUARE),
+    # Positions in a line whose last axis is of size 1, with a stride that says nothing of their distance.
+    "last_axis_of_one": {"batch": 1, "in_channels": 64, "out_channels": 5, "input_size": (15, 1), "kernel_size": (2, 2)}
+    | {"stride": (1, 2), "padding": ((3, 1), (0, 2)), "dilation": (3, 1)},
     # Taps farther from each other than a row is long; rows of an odd number of positions, of many channels and rows.
     "far_taps": {"in_channels": 17, "input_size": (4, 100), **_SQUARE, "dilation": (1, 40)},
     "odd_rows": {"in_channels": 34, "out_channels": 20, "batch": 3, "input_size": (9, 11), **_SQUARE, "bias": True},
