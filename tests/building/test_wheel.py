@@ -21,7 +21,7 @@ assert "site-packages" in uc.__file__, uc.__file__
 x, w = torch.randn(2, 3, 6, 7), torch.randn(4, 3, 3, 3)
 torch.testing.assert_close(uc.conv2d(x, w, padding=1), torch.nn.functional.conv2d(x, w, padding=1))
 torch.testing.assert_close(uc.unfold(x, (3, 3)), torch.nn.functional.unfold(x, (3, 3)))
-assert (uc.jit.source_directory() / "geometry.h").is_file()
+assert (uc.jit.source_directory() / "problem" / "geometry.h").is_file()
 print(uc.build_info()["version"])
 """
 

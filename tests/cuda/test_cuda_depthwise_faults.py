@@ -149,7 +149,7 @@ FAULTS = [
 
 def load_with_faults() -> Any:
     edits: dict[str, list[tuple[str, str]]] = {
-        "depthwise_launch.h": [ONE_DTYPE],
+        "float_kernels.h": [ONE_DTYPE],
         "depthwise_correlate.cu": [],
         "depthwise_weight_grad.cu": [],
     }

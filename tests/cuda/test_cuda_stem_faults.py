@@ -132,7 +132,7 @@ FAULTS = [
 
 def load_with_faults() -> Any:
     edits: dict[str, list[tuple[str, str]]] = {
-        "depthwise_launch.h": [ONE_DTYPE],
+        "float_kernels.h": [ONE_DTYPE],
         "stem_convolve.cu": [],
         "stem_weight_grad.cu": [],
     }

@@ -213,12 +213,12 @@ def test_engines_end_to_end(layers_file: Path, capsys: pytest.CaptureFixture[str
     for case in data["cases"]:
         assert {"automatic", "columns", case["pick"], case["best"]} <= case["ms"].keys()
         assert case["best"] == min(case["ms"].keys() - {"automatic"}, key=lambda name: case["ms"][name]["median"])
-    assert "positions" in data["cases"][0]["ms"]
+    assert any(name.startswith("positions.") for name in data["cases"][0]["ms"])
     x, w = torch.ones(2, 64, 12, 10), torch.ones(32, 64, 3, 3)
     assert uc.explain(uc.conv2d, x, w).ops[0].steps[0].family == "positions"
     printed = capsys.readouterr().out
     assert "of 6 cases with a pick slower than 1.3 times the best engine" in printed
-    with pytest.raises(RuntimeError, match="engine must be one of automatic, " + ", ".join(engines.ENGINES)):
+    with pytest.raises(RuntimeError, match=r"engine must be one of automatic, .*positions\.lines.*, but got "):
         torch.ops.unfoldconv.force_engine("")
 
 
