@@ -12,10 +12,12 @@ import torch
 from torch.utils.cpp_extension import get_cxx_compiler
 
 from amx.build import SOURCES, build_modelled
-from unfoldconv import _build
-from unfoldconv._build import Profile
+from unfoldconv._build import Profile, exclusive
+from unfoldconv._build.library import build_library
+from unfoldconv._build.recipe import source_files, write_registration
 
 ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build" / "sanitizers"
 OP_TESTS = [
     "test_columns.py",
     "test_patches.py",
@@ -50,10 +52,14 @@ print(CALL)
 """
 
 
-def build(sources: Path, folder: Path) -> Path:
+def build(root: Path, folder: Path) -> tuple[Path, dict[Path, Path]]:
+    """Returns the library of the sources below `root`, and the object of each source."""
     library = folder / "sanitized.so"
-    _build.build_library(sources, library, folder / "objects", version=_build.VERSION, toolkit=None, profile=SANITIZED)
-    return library
+    sources = source_files(root, root.rglob("*"), cuda=False, python_module=False)
+    with exclusive(folder, lambda: None):
+        write_registration(folder, "unfoldconv", None)
+        build_library(library, sources, folder, profile=SANITIZED, toolkit=None, include=[root, folder])
+    return library, {source: folder / f"{source.stem}.o" for source in sources}
 
 
 def run_sanitized(*arguments: str | Path, library: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -89,7 +95,7 @@ def assert_passed(done: subprocess.CompletedProcess[str]) -> None:
 def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faults")
     (folder / "faults.cpp").write_text(FAULTS)
-    return build(folder, folder)
+    return build(folder, folder / "build")[0]
 
 
 @pytest.mark.parametrize(
@@ -115,7 +121,7 @@ def test_sanitizers_see_planted_faults(faults: Path, call: str, report: str | No
 
 @pytest.fixture(scope="module")
 def library() -> Path:
-    return build(ROOT / "csrc", ROOT / "build" / "sanitizers")
+    return build(ROOT / "csrc", BUILD)[0]
 
 
 def test_sanitized_library_takes_the_place_of_the_module(library: Path) -> None:
@@ -135,11 +141,12 @@ def test_ops_pass_under_the_sanitizers(library: Path) -> None:
     assert_passed(done)
 
 
-def test_amx_kernels_pass_under_the_sanitizers(library: Path) -> None:
+def test_amx_kernels_pass_under_the_sanitizers() -> None:
     """On a model of their tile instructions (test_amx.py): it reads and writes what the instructions would."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         pytest.skip("all but the tiles of these kernels needs a processor with AVX-512")
-    modelled = build_modelled(library.parent / "amx", library.parent / "objects", None, SANITIZED)
+    _, objects = build(ROOT / "csrc", BUILD)
+    modelled = build_modelled(BUILD / "amx", objects, None, SANITIZED)
     options = ["-q", "-x", "--capture=sys", "-p", "no:cacheprovider", "-k", "values or small_workspaces"]
     done = run_sanitized("-m", "pytest", *options, SOURCES / "engines.py", library=modelled)
     assert_passed(done)

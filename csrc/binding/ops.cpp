@@ -12,15 +12,12 @@
 #include "columns/columns.h"
 #include "dispatch/autotune.h"
 #include "dispatch/convolution.h"
+#include "generated/registration.h"
 #include "problem/planes.h"
 #include "runtime/allocation.h"
 #include "runtime/engine.h"
 #include "runtime/place.h"
 #include "runtime/workspace.h"
-
-#ifndef UNFOLDCONV_NAMESPACE
-#define UNFOLDCONV_NAMESPACE unfoldconv
-#endif
 
 namespace unfoldconv {
 namespace {

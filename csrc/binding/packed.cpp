@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "binding/ops.h"
+#include "generated/registration.h"
 
 namespace unfoldconv {
 namespace {

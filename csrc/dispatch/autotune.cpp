@@ -13,6 +13,7 @@
 #include <optional>
 #include <string>
 
+#include "generated/registration.h"
 #include "runtime/engine.h"
 #ifdef UNFOLDCONV_WITH_CUDA
 #include "cuda/shared/stream.h"

@@ -5,6 +5,7 @@
 #include <optional>
 #include <utility>
 
+#include "generated/registration.h"
 #include "problem/scalar.h"
 
 namespace unfoldconv {
