@@ -9,7 +9,9 @@ import importlib.util
 import site
 import sys
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from setuptools import build_meta
 from setuptools.build_meta import *  # noqa: F403  (the hooks of PEP 517)
@@ -38,21 +40,24 @@ def _find_torch() -> None:
     )
 
 
-def get_requires_for_build_wheel(config_settings=None):  # noqa: ANN001, ANN201, D103
+def _with_torch(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook of setuptools, in a process of its own: setup.py uses torch's build whatever it is asked for."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        _find_torch()
+        return hook(*args, **kwargs)
+
+    return run
+
+
+def _requirements(config_settings: Any = None) -> list[str]:
     _find_torch()
-    return []
+    return ["ninja"]
 
 
-def get_requires_for_build_editable(config_settings=None):  # noqa: ANN001, ANN201, D103
-    _find_torch()
-    return []
-
-
-def build_wheel(*args, **kwargs):  # noqa: ANN002, ANN003, ANN201, D103
-    _find_torch()
-    return build_meta.build_wheel(*args, **kwargs)
-
-
-def build_editable(*args, **kwargs):  # noqa: ANN002, ANN003, ANN201, D103
-    _find_torch()
-    return build_meta.build_editable(*args, **kwargs)
+get_requires_for_build_wheel = get_requires_for_build_editable = get_requires_for_build_sdist = _requirements
+prepare_metadata_for_build_wheel = _with_torch(build_meta.prepare_metadata_for_build_wheel)
+prepare_metadata_for_build_editable = _with_torch(build_meta.prepare_metadata_for_build_editable)
+build_wheel = _with_torch(build_meta.build_wheel)
+build_editable = _with_torch(build_meta.build_editable)
+build_sdist = _with_torch(build_meta.build_sdist)

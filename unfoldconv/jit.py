@@ -41,13 +41,13 @@ def load(source: str | os.PathLike[str] | None = None, name: str = "jit", verbos
         source: A copy of csrc, as made by `copy_source`; None means the sources that this package was built from.
         name: Part of the op namespace, `torch.ops.unfoldconv_<name>_<hash of sources and flags>`, and of the folder in
             which objects are kept; an identifier.
-        verbose: Prints every step to stderr. Without it one line says that something slow has begun.
+        verbose: Prints every step. Without it one line says that something slow has begun.
 
     Returns:
         A module with the functions, modules and submodules of `unfoldconv`.
 
     Raises:
-        BuildError: No compiler, or it refused the sources; the message holds what it wrote.
+        BuildError: No compiler or no ninja, or the sources were refused; the message holds what the compiler wrote.
         ValueError: `name` is not an identifier.
 
     Example:
@@ -121,27 +121,23 @@ def build(
         raise ValueError(f"name must be an identifier, but got {name!r}")
     from torch.utils.cpp_extension import get_default_build_root  # slow to import, and most runs never build
 
-    root = Path(source if source is not None else source_directory())
+    from ._build.edition import build_edition
+
+    root = Path(source if source is not None else source_directory()).absolute()
     toolkit = _build.select_toolkit(default=torch.cuda.is_available())
-    fingerprint = _build.fingerprint(root, toolkit)
-    directory = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()) / "unfoldconv" / name
-    if namespace is None:
-        namespace = f"unfoldconv_{name}_{fingerprint}"
-    library = directory / f"{name}_{fingerprint}.so"
-    if not library.exists():
-        kind = f"with CUDA {toolkit.version}" if toolkit else "without CUDA"
-        _report(f"compiling {root} {kind} into {directory}: this takes a while, later calls reuse it")
-        _build.build_library(
+    folder = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()).absolute() / "unfoldconv" / name
+    kind = f"with CUDA {toolkit.version}" if toolkit else "without CUDA"
+    beginning = f"compiling {root} {kind} into {folder}: this takes a while, later calls reuse it"
+    with _build.exclusive(folder, lambda: _report(f"waiting for another process that builds in {folder}")):
+        return build_edition(
             root,
-            library,
-            directory,
-            version=_build.VERSION,
+            folder,
+            name,
             toolkit=toolkit,
             namespace=namespace,
-            echo=_report if verbose else lambda _: None,
-            echo_waiting=_report,
+            verbose=verbose,
+            announce=lambda: _report(beginning),
         )
-    return library, namespace
 
 
 def _second_package(namespace: str, library: Path) -> ModuleType:

@@ -5,6 +5,7 @@
 #include <string>
 
 #include "cpu/isa/isa.h"
+#include "generated/registration.h"
 #include "runtime/current_place.h"
 
 namespace unfoldconv {

@@ -3,6 +3,7 @@
 #include <Python.h>
 
 extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
-  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", "The compiled ops of unfoldconv.", -1};
+  static PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", "The compiled ops of unfoldconv.", -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&definition);
 }

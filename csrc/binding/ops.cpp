@@ -18,15 +18,12 @@
 #include "columns/columns.h"
 #include "dispatch/autotune.h"
 #include "dispatch/convolution.h"
+#include "generated/registration.h"
 #include "problem/planes.h"
 #include "runtime/allocation.h"
 #include "runtime/current_place.h"
 #include "runtime/report.h"
 #include "runtime/workspace.h"
-
-#ifndef UNFOLDCONV_NAMESPACE
-#define UNFOLDCONV_NAMESPACE unfoldconv
-#endif
 
 namespace unfoldconv {
 namespace {

@@ -14,6 +14,7 @@
 #include <string>
 
 #include "dispatch/choice.h"
+#include "generated/registration.h"
 #include "runtime/report.h"
 #ifdef UNFOLDCONV_WITH_CUDA
 #include "cuda/shared/stream.h"

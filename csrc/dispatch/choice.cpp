@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "dispatch/engine_tables.h"
+#include "generated/registration.h"
 #include "problem/scalar.h"
 
 namespace unfoldconv {

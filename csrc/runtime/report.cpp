@@ -4,6 +4,8 @@
 
 #include <optional>
 
+#include "generated/registration.h"
+
 namespace unfoldconv {
 namespace {
 

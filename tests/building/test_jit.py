@@ -1,4 +1,4 @@
-"""Kernels built while Python runs: beside the shipped ones, in place of missing ones, and builds that fail."""
+"""Kernels built while Python runs: beside the shipped ones, in place of missing ones, and after a build was killed."""
 
 import os
 import re
@@ -13,7 +13,6 @@ import torch
 from torch.nn import functional as F
 
 import unfoldconv as uc
-from unfoldconv.jit import BuildError
 
 ROOT = Path(__file__).resolve().parents[2]
 # Seconds after which something that should have ended counts as hanging.
@@ -120,38 +119,10 @@ def test_missing_prebuilt_library_is_built(tmp_path: Path) -> None:
     assert f"compiling {tmp_path / 'csrc'}" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ("int number() { return undeclared; }", r"(?s)tiny\.cpp:1.*undeclared"),
-        (
-            'int missing();\n__attribute__((visibility("default"))) int number() { return missing(); }',
-            "undefined reference to `missing",
-        ),
-    ],
-    ids=["compile", "link"],
-)
-def test_error_holds_what_the_compiler_wrote(tiny: Path, text: str, complaint: str) -> None:
-    (tiny / "tiny.cpp").write_text(text)
-    with pytest.raises(BuildError, match=complaint):
-        uc.jit.load(tiny, name="tiny")
-
-
-def test_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    with pytest.raises(BuildError, match=r"needs a C\+\+20 compiler, but 'no-such-compiler' was not found"):
-        uc.jit.load(name="nothing")
-
-
 @pytest.mark.parametrize("name", ["two words", "1st", "", "a/b", "name-with-dash"])
 def test_name_must_be_an_identifier(name: str) -> None:
     with pytest.raises(ValueError, match="name must be an identifier, but got"):
         uc.jit.load(name=name)
-
-
-def test_source_must_hold_sources(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="must hold the"):
-        uc.jit.load(tmp_path, name="empty")
 
 
 def test_copy_source_never_overwrites(tmp_path: Path) -> None:
@@ -162,16 +133,18 @@ def test_copy_source_never_overwrites(tmp_path: Path) -> None:
 
 
 def test_killed_build_does_not_block_the_next(tiny: Path, tmp_path: Path, extensions: Path) -> None:
-    """Killed while it compiles, with the lock file of torch's own JIT lying about as well."""
+    """Killed while it compiles, with the lock file of torch's own JIT left behind."""
     started = tmp_path / "started"
     compiler = tmp_path / "slow-compiler"
-    compiler.write_text(f'#!/bin/sh\ncase "$*" in *tiny.cpp) touch {started}; sleep {PATIENCE};; esac\nexec c++ "$@"\n')
+    # Ninja gives a compiler a process group of its own.
+    wait = f"echo $$ > {started}.partial; mv {started}.partial {started}; exec sleep {PATIENCE}"
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *tiny.cpp*) {wait};; esac\nexec c++ "$@"\n')
     compiler.chmod(0o755)
     command = f"import unfoldconv as uc; print(uc.jit.build({str(tiny)!r}, 'killed')[0])"
     victim = subprocess.Popen(
         [sys.executable, "-c", command],
         cwd=ROOT,
-        env=os.environ | {"CXX": str(compiler)},
+        env=os.environ | {"CXX": str(compiler), "TORCH_NO_COMPILER_WRAPPER": "1"},
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
@@ -184,9 +157,11 @@ def test_killed_build_does_not_block_the_next(tiny: Path, tmp_path: Path, extens
     finally:
         os.killpg(victim.pid, signal.SIGKILL)
         victim.wait()
+        if started.exists():
+            os.kill(int(started.read_text()), signal.SIGKILL)
     folder = extensions / "unfoldconv" / "killed"
     assert not list(folder.glob("*.so"))
-    (folder / "lock").touch()
+    assert (folder / "lock").exists(), "torch would wait for it for ever"
     done = python(command, path=ROOT, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert Path(done.stdout.strip()).parent == folder
@@ -195,7 +170,7 @@ def test_killed_build_does_not_block_the_next(tiny: Path, tmp_path: Path, extens
 def test_second_build_waits_for_the_first(tmp_path: Path) -> None:
     """While one process holds the folder, another says that it waits, and goes on when the first is gone."""
     code = (
-        "from pathlib import Path; from _build.objects import exclusive\n"
+        "from pathlib import Path; from _build import exclusive\n"
         "with exclusive(Path('objects'), lambda: print('waiting', flush=True)): print('building', flush=True); input()"
     )
     processes = [

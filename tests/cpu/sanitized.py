@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from torch.utils.cpp_extension import get_cxx_compiler
 
-from unfoldconv import _build
-from unfoldconv._build import Profile
+from unfoldconv._build import Profile, exclusive
+from unfoldconv._build.library import build_library
+from unfoldconv._build.recipe import source_files, write_registration
 
 ROOT = Path(__file__).resolve().parents[2]
 SANITIZE = "-fsanitize=address,undefined"
@@ -26,10 +27,14 @@ SANITIZED = Profile(
 )
 
 
-def build(sources: Path, folder: Path) -> Path:
+def build(root: Path, folder: Path) -> tuple[Path, dict[Path, Path]]:
+    """Returns the library of the sources below `root`, and the object of each source."""
     library = folder / "sanitized.so"
-    _build.build_library(sources, library, folder / "objects", version=_build.VERSION, toolkit=None, profile=SANITIZED)
-    return library
+    sources = source_files(root, root.rglob("*"), cuda=False, python_module=False)
+    with exclusive(folder, lambda: None):
+        write_registration(folder, "unfoldconv", None)
+        build_library(library, sources, folder, profile=SANITIZED, toolkit=None, include=[root, folder])
+    return library, {source: folder / f"{source.stem}.o" for source in sources}
 
 
 def run_sanitized(*arguments: str | Path, library: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -63,7 +68,8 @@ def assert_passed(done: subprocess.CompletedProcess[str]) -> None:
 
 
 @functools.cache
-def library() -> Path:
+def library() -> tuple[Path, dict[Path, Path]]:
+    """The one of the package, and its objects."""
     return build(ROOT / "csrc", ROOT / "build" / "sanitizers")
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.cpp_extension import include_paths
 
-from amx.build import ROOT, SOURCES, build_modelled
+from amx.build import CSRC, ROOT, SOURCES, build_modelled
 from compare import assert_same_bits
-from unfoldconv import _build
-from unfoldconv._build.objects import Compilation, compile_all, exclusive, link
+from module_build import module_objects
+from unfoldconv._build import RELEASE, Profile, exclusive, select_toolkit
+from unfoldconv._build.library import build_library
 
 BUILD = ROOT / "build" / "amx"
 
@@ -34,13 +34,11 @@ ROWS, LANES, OFFSET = 32, 64, 3
 
 @pytest.fixture(scope="module")
 def tiles() -> ctypes.CDLL:
-    library = BUILD / "tiles.so"
-    flags = ("-std=c++20", "-O2", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-Werror")
-    command = ("g++", "-c", *flags, f"-I{ROOT / 'csrc'}", *(f"-isystem{path}" for path in include_paths()))
-    compilation = Compilation(SOURCES / "tiles.cpp", BUILD / "tiles.o", command)
-    with exclusive(BUILD, lambda: None):
-        compile_all([compilation], lambda line: None)
-        link(["g++"], [compilation.output], library, [])
+    folder = BUILD / "tiles"
+    library = folder / "tiles.so"
+    options = Profile(compile=("-O2", "-Werror"), link=())
+    with exclusive(folder, lambda: None):
+        build_library(library, [SOURCES / "tiles.cpp"], folder, profile=options, toolkit=None, include=[CSRC])
     return ctypes.CDLL(str(library))
 
 
@@ -121,7 +119,9 @@ def test_a_tile(tiles: ctypes.CDLL, lengths: tuple[int, ...], start: str) -> Non
 
 @pytest.fixture(scope="module")
 def library() -> Path:
-    return build_modelled(BUILD, ROOT / "build" / "objects", _build.select_toolkit(default=True), _build.RELEASE)
+    toolkit = select_toolkit(default=True)
+    objects = {source: path for source, path in module_objects(toolkit).items() if source.name != "module.cpp"}
+    return build_modelled(BUILD / "engines", objects, toolkit, RELEASE)
 
 
 def test_engines_on_modelled_tiles(library: Path) -> None:

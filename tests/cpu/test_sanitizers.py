@@ -39,7 +39,7 @@ print(CALL)
 def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("faults")
     (folder / "faults.cpp").write_text(FAULTS)
-    return build(folder, folder)
+    return build(folder, folder / "build")[0]
 
 
 @pytest.mark.parametrize(
@@ -65,10 +65,10 @@ def test_sanitizers_see_planted_faults(faults: Path, call: str, report: str | No
 
 def test_sanitized_library_takes_the_place_of_the_module() -> None:
     code = "import unfoldconv; print([line.split()[-1] for line in open('/proc/self/maps')])"
-    done = run_sanitized("-c", code, library=library())
-    assert str(library()) in done.stdout
+    done = run_sanitized("-c", code, library=library()[0])
+    assert str(library()[0]) in done.stdout
     assert "_C.abi3.so" not in done.stdout
 
 
 def test_ops_pass_under_the_sanitizers() -> None:
-    assert_tests_pass(*(ROOT / "tests" / name for name in OP_TESTS), selection="test", library=library())
+    assert_tests_pass(*(ROOT / "tests" / name for name in OP_TESTS), selection="test", library=library()[0])

@@ -16,7 +16,8 @@ def test_amx_kernels_pass_under_the_sanitizers() -> None:
 
     The situations of every op add no path and no tile to those that are made for the engines.
     """
-    modelled = build_modelled(library().parent / "amx", library().parent / "objects", None, SANITIZED)
+    path, objects = library()
+    modelled = build_modelled(path.parent / "amx", objects, None, SANITIZED)
     assert_tests_pass(
         SOURCES / "engines.py", selection="values_of_paths_and_tiles or small_workspaces", library=modelled
     )

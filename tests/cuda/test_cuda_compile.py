@@ -1,6 +1,5 @@
 """Every CUDA source compiles, to machine code for each architecture that is promised. Needs nvcc but no GPU."""
 
-import json
 import math
 import re
 import struct
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from module_build import module_objects
 from unfoldconv import _build
 from unfoldconv._build import Toolkit
 
@@ -30,17 +30,8 @@ def toolkit() -> Toolkit:
 
 
 @pytest.fixture(scope="module")
-def objects(toolkit: Toolkit) -> Path:
-    """The folder in which setup.py keeps the objects: what it has compiled by the same command is not done again."""
-    folder = ROOT / "build" / "objects"
-    _build.build_library(
-        ROOT / "csrc", ROOT / "build" / "cuda_compile.so", folder, version=_build.VERSION, toolkit=toolkit
-    )
-    return folder
-
-
-def object_of(source: Path, objects: Path) -> Path:
-    return objects / source.relative_to(ROOT / "csrc").with_suffix(".cu.o")
+def objects(toolkit: Toolkit) -> dict[Path, Path]:
+    return module_objects(toolkit, TORCH_CUDA_ARCH_LIST="")
 
 
 def test_there_are_cuda_sources() -> None:
@@ -48,8 +39,8 @@ def test_there_are_cuda_sources() -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.name)
-def test_source_compiles_for_every_architecture(source: Path, objects: Path) -> None:
-    assert set(embedded_code(object_of(source, objects))) == PROMISED
+def test_source_compiles_for_every_architecture(source: Path, objects: dict[Path, Path]) -> None:
+    assert set(embedded_code(objects[source])) == PROMISED
 
 
 # Kernels whose inner loops must stay in registers.
@@ -57,12 +48,12 @@ MATRIX_PRODUCTS = ("correlate_tiles", "sum_weights")
 MAIN_KERNELS = (*MATRIX_PRODUCTS, "convolve_stem", "sum_stem")
 
 
-def test_main_kernels_spill_no_registers(objects: Path) -> None:
+def test_main_kernels_spill_no_registers(objects: dict[Path, Path]) -> None:
     """Prints the registers, shared memory and stack of every kernel (pytest -s)."""
     seen = set()
     for source in SOURCES:
         print(f"\n{source.name}\n{'':9}{'registers':>9}{'shared':>8}{'stack':>7}  kernel")
-        for kernel in kernels(json.loads(object_of(source, objects).with_suffix(".o.json").read_text())["printed"]):
+        for kernel in kernels(objects[source].with_suffix(".o.log").read_text()):
             print(f"{kernel.architecture:9}{kernel.registers:9}{kernel.shared:8}{kernel.stack:7}  {kernel.name}")
             main = next((name for name in MAIN_KERNELS if name in kernel.name), None)
             if main is not None:

@@ -1,13 +1,11 @@
-"""How the compiled library is built: one recipe for setup.py and for `unfoldconv.jit`.
+"""How the compiled library is built: one recipe for setup.py and for `unfoldconv.jit`, run by torch's own build.
 
 `setup.py` runs this package before `unfoldconv` can be imported, so nothing here imports from outside of it.
 """
 
-from .objects import BuildError
-from .recipe import PYTHON_TARGET, RELEASE, Profile, build_library, fingerprint, source_files
+from .recipe import PYTHON_TARGET, RELEASE, VERSION, Profile, source_files
 from .toolkit import Toolkit, find_toolkit, select_toolkit
-
-VERSION = "0.1.0"
+from .tools import BuildError, exclusive
 
 __all__ = [
     "PYTHON_TARGET",
@@ -16,9 +14,8 @@ __all__ = [
     "BuildError",
     "Profile",
     "Toolkit",
-    "build_library",
+    "exclusive",
     "find_toolkit",
-    "fingerprint",
     "select_toolkit",
     "source_files",
 ]

@@ -1,33 +1,29 @@
-"""What the library is made of: sources, flags, definitions.
+"""What the library is made of: sources, flags, and the header that its registration files include.
 
 The library is written against PyTorch's stable ABI, so one file serves every torch from `TORCH_TARGET` on, and CUDA
 code needs neither a CUDA build of torch nor one of its libraries.
 """
 
-import hashlib
 import os
 import shlex
-import shutil
-import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .objects import BuildError, Compilation, compile_all, exclusive, link, run
 from .toolkit import Toolkit
+from .tools import BuildError, write_if_changed
 
+VERSION = "0.1.0"
 TORCH_TARGET = (2, 11)
 PYTHON_TARGET = (3, 11)
-HEADER_SUFFIXES = (".h", ".cuh")
-SUFFIXES = (".cpp", ".cu", *HEADER_SUFFIXES)
-
-# Definitions differ from build to build, so only the files that name them get them: a new namespace then leaves the
-# kernels as they are.
-NAMESPACE = "UNFOLDCONV_NAMESPACE"
-BUILD_INFO = "UNFOLDCONV_BUILD_INFO"
+PYTHON_TARGET_HEX = f"0x{PYTHON_TARGET[0]:02x}{PYTHON_TARGET[1]:02x}0000"
 
 # The entry point of the Python module `_C`; a library that is only loaded for its ops goes without.
 PYTHON_MODULE_SOURCE = "module.cpp"
+
+# Where the files that register ops find the namespace: `#include "generated/registration.h"`. A new namespace then
+# compiles them alone.
+REGISTRATION = "generated/registration.h"
 
 
 @dataclass(frozen=True)
@@ -41,122 +37,46 @@ class Profile:
 RELEASE = Profile(compile=("-O3",), link=("-s", "-Wl,--gc-sections", "-Wl,-z,defs"))
 
 
-def source_files(root: Path, *, cuda: bool, python_module: bool) -> list[Path]:
-    """Every source below `root` that belongs to the library, in a fixed order.
+def source_files(root: Path, paths: Iterable[Path], *, cuda: bool, python_module: bool) -> list[Path]:
+    """Those of the files that belong to the library, in a fixed order.
 
     Args:
-        root: A copy of csrc.
+        root: A copy of csrc, for the message.
+        paths: What is in it.
         cuda: With the CUDA sources.
         python_module: With the entry point of the Python module.
 
     Raises:
-        BuildError: `root` is not a copy of csrc.
+        BuildError: There is none.
     """
-    files = [*root.rglob("*.cpp")] + ([*root.rglob("*.cu")] if cuda else [])
-    files = sorted(file for file in files if python_module or file.name != PYTHON_MODULE_SOURCE)
+    suffixes = (".cpp", ".cu") if cuda else (".cpp",)
+    files = [path for path in paths if path.suffix in suffixes and (python_module or path.name != PYTHON_MODULE_SOURCE)]
     if not files:
         raise BuildError(f"the source folder must hold the .cpp files of csrc, but {root} holds none")
-    return files
+    return sorted(files)
 
 
-def fingerprint(root: Path, toolkit: Toolkit | None, profile: Profile = RELEASE) -> str:
-    """Twelve hexadecimal digits that change with any source, flag, compiler, toolkit or torch."""
+def compile_flags(profile: Profile, toolkit: Toolkit | None) -> list[str]:
+    """The options of the C++ compiler, without those for include folders."""
+    return [*_common_flags(profile, toolkit), *shlex.split(os.environ.get("CXXFLAGS", ""))]
+
+
+def nvcc_flags(profile: Profile, toolkit: Toolkit, flags: Sequence[str] = ()) -> list[str]:
+    """The same in the words of nvcc: it takes some options itself and hands the rest to the host compiler."""
     import torch
 
-    digest = hashlib.sha256()
-    compiler = _cxx()
-    flags = [*_common_flags(profile), os.environ.get("CXXFLAGS")]
-    facts = (compiler, run([*compiler, "--version"]), flags, toolkit, torch.__version__)
-    digest.update(repr(facts).encode())
-    for file in sorted(path for path in root.rglob("*") if path.suffix in SUFFIXES):
-        text = file.read_bytes()
-        digest.update(f"{file.relative_to(root)} {len(text)}\n".encode() + text)
-    return digest.hexdigest()[:12]
+    found = [
+        flag if flag.startswith(("-O", "-std=", "-D")) else f"-Xcompiler={flag}"
+        for flag in (*_common_flags(profile, toolkit), *flags)
+    ]
+    # Registers and shared memory of every kernel are told as it is compiled.
+    found += [*toolkit.architecture_flags(), toolkit.compression_flag(), "--resource-usage"]
+    if torch.version.cuda is None:
+        found.append("-MMD")  # a torch without CUDA gives ninja no rule that asks nvcc for the headers
+    return found
 
 
-def build_library(
-    root: Path,
-    output: Path,
-    build_directory: Path,
-    *,
-    version: str,
-    toolkit: Toolkit | None,
-    namespace: str = "unfoldconv",
-    python_module: bool = False,
-    profile: Profile = RELEASE,
-    definitions: Mapping[str, str] | None = None,
-    echo: Callable[[str], None] = print,
-    echo_waiting: Callable[[str], None] = print,
-) -> None:
-    """Builds the library of the sources below `root`, compiling only what has changed since the last time.
-
-    Args:
-        root: A copy of csrc.
-        output: The library to write.
-        build_directory: Where objects are kept. Two builds that share it take turns.
-        version: The version that the library reports.
-        toolkit: The CUDA toolkit for the .cu sources, or None to leave them out.
-        namespace: The op namespace, as in `torch.ops.<namespace>`.
-        python_module: Makes the library importable as a module named `_C`.
-        profile: The optimisation and debugging options.
-        definitions: Macros and their values, beside those of the namespace and the version.
-        echo: Is told each step.
-        echo_waiting: Is told that another process is building in the same directory, before this one waits for it.
-
-    Raises:
-        BuildError: A compiler is missing, or failed.
-    """
-    root = root.resolve()
-    sources = source_files(root, cuda=toolkit is not None, python_module=python_module)
-    definitions = {NAMESPACE: namespace, BUILD_INFO: f'"{_build_info(version, toolkit)}"', **(definitions or {})}
-    # A header passes what it names on to whoever includes it.
-    headers = [path for path in root.rglob("*") if path.suffix in HEADER_SUFFIXES]
-    shared = [name for name in definitions if any(name in header.read_text() for header in headers)]
-    compiler, flags = _cxx(), [f"-I{root}", *_common_flags(profile)]
-    if toolkit is not None:
-        flags.append("-DUNFOLDCONV_WITH_CUDA")
-
-    compilations = []
-    for source in sources:
-        text = source.read_text()
-        own = [f"-D{name}={value}" for name, value in definitions.items() if name in shared or name in text]
-        if source.name == PYTHON_MODULE_SOURCE:
-            own.append(f"-I{sysconfig.get_path('include')}")
-        if source.suffix == ".cu":
-            assert toolkit is not None
-            command = [toolkit.nvcc, "-c", *_nvcc_flags(toolkit, flags)]
-        else:
-            command = [*compiler, "-c", *flags, *shlex.split(os.environ.get("CXXFLAGS", ""))]
-        relative = source.relative_to(root)
-        target = build_directory / relative.parent / (relative.name + ".o")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        compilations.append(Compilation(source, target, (*command, *own)))
-
-    options = _link_flags(toolkit, profile)
-    if python_module:
-        options.append("-Wl,-z,undefs")  # the interpreter that imports the module has the C API
-
-    with exclusive(build_directory, lambda: echo_waiting(f"waiting for another process that builds in {build_directory}")):
-        compile_all(compilations, echo)
-        echo(f"linking {output}")
-        link(compiler, [compilation.output for compilation in compilations], output, options)
-
-
-def _cxx() -> list[str]:
-    from torch.utils.cpp_extension import get_cxx_compiler
-
-    command = shlex.split(get_cxx_compiler())
-    if shutil.which(command[0]) is None:
-        raise BuildError(
-            f"building needs a C++20 compiler, but {command[0]!r} was not found: install one, such as g++, "
-            "or set CXX to its name"
-        )
-    return command
-
-
-def _common_flags(profile: Profile) -> list[str]:
-    from torch.utils.cpp_extension import include_paths
-
+def _common_flags(profile: Profile, toolkit: Toolkit | None) -> list[str]:
     return [
         *profile.compile,
         "-std=c++20",
@@ -170,32 +90,13 @@ def _common_flags(profile: Profile) -> list[str]:
         "-Wextra",
         f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000",
         "-DTORCH_STABLE_ONLY",
-        f"-DPy_LIMITED_API=0x{PYTHON_TARGET[0]:02x}{PYTHON_TARGET[1]:02x}0000",
-        *(f"-isystem{path}" for path in include_paths()),
+        *(["-DUNFOLDCONV_WITH_CUDA"] if toolkit is not None else []),
     ]
 
 
-def _nvcc_flags(toolkit: Toolkit, flags: list[str]) -> list[str]:
-    """The same flags in the words of nvcc: it takes these itself and hands the rest to the host compiler."""
-    return [
-        *(_nvcc_flag(flag) for flag in flags),
-        *toolkit.architecture_flags(),
-        toolkit.compression_flag(),
-        "--resource-usage",  # registers and shared memory, which the record of the object keeps
-        "--expt-relaxed-constexpr",
-    ]
-
-
-def _nvcc_flag(flag: str) -> str:
-    if flag.startswith("-isystem"):
-        return flag.replace("-isystem", "-isystem=")
-    return flag if flag.startswith(("-O", "-std=", "-D", "-I")) else f"-Xcompiler={flag}"
-
-
-def _link_flags(toolkit: Toolkit | None, profile: Profile) -> list[str]:
-    from torch.utils.cpp_extension import library_paths
-
-    flags = [*profile.link, "-Wl,--as-needed", *(f"-L{path}" for path in library_paths()), "-ltorch_cpu"]
+def link_flags(profile: Profile, toolkit: Toolkit | None) -> list[str]:
+    """The options of the linker, without those for torch's libraries."""
+    flags = [*profile.link]
     if toolkit is not None:
         # The static runtime, hidden: the library then loads where there is no CUDA, and beside any other CUDA.
         flags += [f"-L{toolkit.library_directory}", "-lcudart_static", "-Wl,--exclude-libs,ALL"]
@@ -203,11 +104,14 @@ def _link_flags(toolkit: Toolkit | None, profile: Profile) -> list[str]:
     return flags
 
 
-def _build_info(version: str, toolkit: Toolkit | None) -> str:
+def write_registration(folder: Path, namespace: str, toolkit: Toolkit | None) -> None:
+    """Writes the header with the op namespace and the facts of `build_info` below an include folder."""
     facts = {
-        "version": version,
+        "version": VERSION,
         "torch_target": ".".join(map(str, TORCH_TARGET)),
         "cuda": toolkit.version if toolkit else "",
         "architectures": ",".join(toolkit.architectures) if toolkit else "",
     }
-    return ";".join(f"{name}={value}" for name, value in facts.items())
+    text = ";".join(f"{name}={value}" for name, value in facts.items())
+    header = f'#pragma once\n#define UNFOLDCONV_NAMESPACE {namespace}\n#define UNFOLDCONV_BUILD_INFO "{text}"\n'
+    write_if_changed(folder / REGISTRATION, header.encode())

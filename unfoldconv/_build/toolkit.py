@@ -6,7 +6,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from .objects import BuildError, run
+from .tools import BuildError, run
 
 # Turing, Ampere and Hopper as machine code; everything newer compiles the PTX of 8.0 on first use.
 DEFAULT_ARCHITECTURES = "7.5;8.0+PTX;9.0a"

@@ -1,35 +1,36 @@
 """Builds the library on the model of the tile instructions."""
 
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
-from unfoldconv import _build
+from unfoldconv._build import Profile, Toolkit, exclusive
+from unfoldconv._build.library import build_library
 
 SOURCES = Path(__file__).parent
 ROOT = SOURCES.parents[2]
-DIFFERING = ("isa.cpp.*", "amx_pair_tiles.cpp.*")  # what names UNFOLDCONV_AMX_MODEL
+CSRC = ROOT / "csrc"
 
 
-def build_modelled(folder: Path, others: Path, toolkit: _build.Toolkit | None, profile: _build.Profile) -> Path:
-    """Returns the library with the model, whose objects are kept in `folder`.
+def build_modelled(folder: Path, objects: Mapping[Path, Path], toolkit: Toolkit | None, profile: Profile) -> Path:
+    """Returns the library with the model.
 
     Args:
         folder: Where to build.
-        others: Objects of a build of the same sources without the model, which all but two can be taken from.
+        objects: By their sources, those of a build without the model. All but the few that differ are taken from it.
         toolkit: The CUDA toolkit of that build.
         profile: The options of that build.
     """
-    objects, library = folder / "objects", folder / "modelled.so"
-    if others.is_dir():
-        unwanted = shutil.ignore_patterns(*DIFFERING, "*.lock", "*.partial")
-        shutil.copytree(others, objects, dirs_exist_ok=True, ignore=unwanted)
-    _build.build_library(
-        ROOT / "csrc",
-        library,
-        objects,
-        version=_build.VERSION,
-        toolkit=toolkit,
-        profile=profile,
-        definitions={"UNFOLDCONV_AMX_MODEL": f'"{SOURCES / "model.h"}"'},
-    )
+    differing = [source for source in objects if source.name == "isa.cpp" or "amx" in source.stem]
+    library = folder / "modelled.so"
+    with exclusive(folder, lambda: None):
+        build_library(
+            library,
+            differing,
+            folder,
+            profile=profile,
+            toolkit=toolkit,
+            include=[CSRC],
+            flags=[f'-DUNFOLDCONV_AMX_MODEL="{SOURCES / "model.h"}"'],
+            objects=[path for source, path in objects.items() if source not in differing],
+        )
     return library

@@ -4,30 +4,22 @@ import functools
 import importlib.util
 import os
 import sys
-import sysconfig
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from torch.utils.cpp_extension import include_paths, library_paths
-
-from unfoldconv._build.objects import Compilation, compile_all, exclusive, link
-from unfoldconv._build.recipe import TORCH_TARGET
+from unfoldconv._build import Profile, exclusive
+from unfoldconv._build.library import build_library
+from unfoldconv._build.recipe import write_registration
+from unfoldconv._build.tools import write_if_changed
 
 EMULATOR = Path(__file__).parent
 ROOT = EMULATOR.parents[2]
 CSRC = ROOT / "csrc"
 BUILD = ROOT / "build" / "emulator"
 
-_COMMAND = (
-    *("g++", "-c", "-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-fno-gnu-unique"),
-    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
-    f"-I{EMULATOR}",  # its cuda_runtime.h
-    *(f"-isystem{path}" for path in include_paths()),
-    f"-isystem{sysconfig.get_path('include')}",
-    *("-DUNFOLDCONV_WITH_CUDA", "-DTORCH_STABLE_ONLY"),
-    f"-DTORCH_TARGET_VERSION=0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000",
-)
+_PROFILE = Profile(compile=("-O1",), link=())
+_FLAGS = ("-Werror", "-Wno-unknown-pragmas", "-DUNFOLDCONV_WITH_CUDA")
 
 # Host code that calls the kernels, and registers ops. What it asks of the CPU's engines is left out, and never called.
 _REGISTERING = ("choice.cpp", "report.cpp")
@@ -66,33 +58,22 @@ def namespace(name: str = "emulated") -> str:
 
 @functools.cache
 def _load(name: str, planted: tuple[tuple[str, Edits], ...]) -> ModuleType:
-    library = BUILD / f"{name}.so"
+    kernels = [*sorted(EMULATOR.glob("*.cu")), *sorted(CSRC.rglob("*.cu"))]
+    host = [*sorted(EMULATOR.glob("*.cpp")), *map(_source, _HOST_SOURCES)]
     with exclusive(BUILD, lambda: None):
-        sources = [
-            *sorted(EMULATOR.glob("*.c*")),
-            *sorted(CSRC.rglob("*.cu")),
-            *(_source(name) for name in _HOST_SOURCES),
-        ]
+        library, objects = _build("emulated", kernels, host, CSRC)
         if planted:
             copy = BUILD / name / "csrc"
-            planted = tuple((str(_source(file).relative_to(CSRC)), edits) for file, edits in planted)
-            _copy(copy, dict(planted))
-            edited = {CSRC / path: copy / path for path, _ in planted}
-            sources = [edited.get(source, source) for source in sources]
-        objects = []
-        for source in sources:
+            edits = {_source(file): edits for file, edits in planted}
+            _copy(copy, edits)
+            copies = {source: copy / source.relative_to(CSRC) for source in edits}
             # Ops of the same name in two libraries would be the same ops.
-            registers = source.name in _REGISTERING
-            own = registers or source.is_relative_to(BUILD)
-            root = copy if planted and source.is_relative_to(BUILD) else CSRC
-            command = [*_COMMAND, f"-I{root}", *(_CHECKS if source.suffix == ".cu" else ())]
-            command += [f"-DUNFOLDCONV_NAMESPACE={namespace(name)}"] if registers else []
-            output = BUILD / (name if own else "") / f"{source.name}.o"
-            output.parent.mkdir(parents=True, exist_ok=True)
-            objects.append(Compilation(source, output, (*command, "-x", "c++")))
-        compile_all(objects, lambda line: None)
-        options = [*(f"-L{path}" for path in library_paths()), "-ltorch_cpu"]
-        link(["g++"], [compilation.output for compilation in objects], library, options)
+            for file in _REGISTERING:
+                copies.setdefault(_source(file), _source(file))
+            own_kernels = [copies[source] for source in kernels if source in copies]
+            own_host = [copies[source] for source in host if source in copies]
+            others = [objects[source] for source in (*kernels, *host) if source not in copies]
+            library, _ = _build(name, own_kernels, own_host, copy, others)
     # A full name of its own, by which pybind11 tells modules apart.
     spec = importlib.util.spec_from_file_location(f"{name}.emulated", library)
     assert spec is not None
@@ -107,20 +88,51 @@ def _load(name: str, planted: tuple[tuple[str, Edits], ...]) -> ModuleType:
     return module
 
 
+def _build(
+    name: str, kernels: Sequence[Path], host: Sequence[Path], root: Path, others: Sequence[Path] = ()
+) -> tuple[Path, dict[Path, Path]]:
+    """Returns the library of these sources and of other objects, and the object of each source.
+
+    Kernels are compiled by themselves, with checks that the rest goes without, and each as part of a file that g++
+    knows for C++.
+    """
+    folder = BUILD / name
+    write_registration(folder, namespace(name), None)
+    wrappers = [folder / "kernels" / f"{source.stem}_cu.cpp" for source in kernels]
+    for source, wrapper in zip(kernels, wrappers, strict=True):
+        write_if_changed(wrapper, f'#include "{source}"\n'.encode())
+    library = folder / f"{name}.so"
+    objects: dict[Path, Path] = {}
+    for part, sources, flags in ((folder / "kernels", wrappers, _CHECKS), (folder, host, ())):
+        build_library(
+            part / f"{name}.so",
+            sources,
+            part,
+            profile=_PROFILE,
+            toolkit=None,
+            include=[EMULATOR, root, folder],  # the emulator's cuda_runtime.h
+            flags=[*_FLAGS, *flags],
+            objects=[*others, *objects.values()] if part == folder else [],
+        )
+        originals = kernels if sources is wrappers else host
+        objects |= {source: part / f"{made.stem}.o" for source, made in zip(originals, sources, strict=True)}
+    return library, objects
+
+
 def _source(name: str) -> Path:
     """The only file of that name in csrc."""
     (found,) = CSRC.rglob(name)
     return found
 
 
-def _copy(copy: Path, planted: Mapping[str, Edits]) -> None:
+def _copy(copy: Path, planted: Mapping[Path, Edits]) -> None:
     """Copies csrc with the faults in it. Files that are already there and right stay, and so do their objects."""
     for source in CSRC.rglob("*"):
         if not source.is_file():
             continue
         path = source.relative_to(CSRC)
         text = source.read_text()
-        for old, new in planted.get(str(path), ()):
+        for old, new in planted.get(source, ()):
             assert text.count(old) == 1, (
                 f"{path} must contain exactly once, but contains {text.count(old)} times: {old}"
             )
