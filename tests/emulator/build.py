@@ -28,6 +28,9 @@ _HOST_SOURCES = (
 )
 _REGISTERS_OPS = "engine.cpp"
 
+# An included file is taken for a header, whose unnamed namespaces g++ warns of.
+_INCLUDED = ("-Wno-subobject-linkage",)
+
 # What kernels do with indices, pointers and integers is checked as they run. The emulator turns the trap of a violation
 # into an error of the launch.
 _CHECKS = (
@@ -100,7 +103,7 @@ def _build(
         write_if_changed(wrapper, f'#include "{source}"\n'.encode())
     library = folder / f"{name}.so"
     objects: dict[Path, Path] = {}
-    for part, sources, flags in ((folder / "kernels", wrappers, _CHECKS), (folder, host, ())):
+    for part, sources, flags in ((folder / "kernels", wrappers, (*_CHECKS, *_INCLUDED)), (folder, host, ())):
         build_library(
             part / f"{name}.so",
             sources,

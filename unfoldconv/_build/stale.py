@@ -23,10 +23,10 @@ def by_content(folder: Path) -> Iterator[None]:
     """Wraps a build in that folder: objects made from something else than what is there now are deleted before it."""
     recorded = made_from(folder)
     current = contents({name for files in recorded.values() for name in files})
-    for path in folder.rglob("*.o"):
-        files = recorded.get(str(path.relative_to(folder)))
-        if files is None or any(digest is None or digest != current[name] for name, digest in files.items()):
-            path.unlink()
+    for name in _dependencies(folder):
+        files = recorded.get(name)
+        if files is None or any(digest is None or digest != current[file] for file, digest in files.items()):
+            (folder / name).unlink(missing_ok=True)
     (folder / _RECORD).unlink(missing_ok=True)
     began = time.time_ns()
     try:
@@ -74,15 +74,20 @@ def _remember(folder: Path, began: int) -> None:
 def _dependencies(folder: Path) -> dict[str, list[str]]:
     """By the name of the object within the folder: what ninja has been told, and the rules that nvcc has left."""
     found: dict[str, list[str]] = {}
-    if (folder / "build.ninja").exists():
-        for block in run(["ninja", "-t", "deps"], folder).split("\n\n"):
-            head, *files = block.strip().split("\n    ")
-            if files:
-                found[_within(folder, head.rpartition(": #deps")[0])] = [str(folder / name) for name in files]
-    for rule in folder.rglob("*.d"):
-        names = rule.read_text().replace("\\\n", " ").partition(" : ")[2]
-        files = [re.sub(r"\\(.)", r"\1", name).replace("$$", "$") for name in re.findall(r"(?:\\.|\S)+", names)]
-        found[_within(folder, str(rule.with_suffix(".o")))] = [str(folder / name) for name in files]
+    steps = folder / "build.ninja"
+    if not steps.exists():
+        return found
+    for block in run(["ninja", "-t", "deps"], folder).split("\n\n"):
+        head, *files = block.strip().split("\n    ")
+        if files:
+            found[_within(folder, head.rpartition(": #deps")[0])] = [str(folder / name) for name in files]
+    for name in re.findall(r"^build (.+): cuda_compile ", steps.read_text(), re.MULTILINE):
+        target = folder / name.replace("$ ", " ")
+        rule = target.with_suffix(".d")
+        if rule.exists():
+            names = re.findall(r"(?:\\.|\S)+", rule.read_text().replace("\\\n", " ").partition(" : ")[2])
+            files = [re.sub(r"\\(.)", r"\1", file).replace("$$", "$") for file in names]
+            found[_within(folder, str(target))] = [str(folder / file) for file in files]
     return found
 
 
