@@ -1,4 +1,4 @@
-"""The command line: ``python -m benchmarks {layers,unfold,engines,calls,training,compare}``."""
+"""The command line: ``python -m benchmarks {layers,unfold,engines,calls,training,builds,compare}``."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from .builds import add_build_options, measure_builds
 from .calls import add_call_options, measure_calls
 from .cases import FORMATS
 from .compare import compare
@@ -104,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return compare(arguments.old, arguments.new, console)
         if arguments.command == "calls":
             return measure_calls(arguments, argv, console)
+        if arguments.command == "builds":
+            return measure_builds(arguments, argv, console)
         if arguments.command == "training":
             return measure_training(arguments, argv, console)
         return _measure(arguments, argv, console)
@@ -118,6 +121,7 @@ def _parser(device: str) -> argparse.ArgumentParser:
         add_options(commands.add_parser(name, help=measurement.help), measurement.passes, measurement.defaults[device])
     add_call_options(commands.add_parser("calls", help="what a call costs beside its arithmetic"))
     add_training_options(commands.add_parser("training", help="a training step of a converted network"))
+    add_build_options(commands.add_parser("builds", help="how long it takes to build, from cold and after an edit"))
     comparison = commands.add_parser("compare", help="two results files side by side")
     comparison.add_argument("old", type=Path)
     comparison.add_argument("new", type=Path)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import unfoldconv as uc
-from benchmarks import ceilings, engines, options, results, targets, timing
+from benchmarks import builds, ceilings, engines, options, results, targets, timing
 from benchmarks.__main__ import main
 from benchmarks.cases import FORMATS, Case, Operands
 from benchmarks.peers import OURS, Thunk
@@ -255,6 +255,21 @@ def test_calls_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert data["hardware"]["threads"] == 1
     lines = [line for line in printed.splitlines() if line.endswith("MISSED")]
     assert len(lines) == sum(entry["difference_us"]["median"] > entry["goal_us"] for entry in data["calls"])
+
+
+def test_builds_are_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is timed takes minutes; here are times as if."""
+    seconds = [20.0, 8.0, 9.0, 70.0]
+    made = zip((*builds.BUILDS, builds.INSTALL), seconds, strict=True)
+    monkeypatch.setattr(builds, "times", lambda: made)
+    assert main(["builds", "--json", str(tmp_path / "builds.json")]) == 0
+    assert [entry["seconds"] for entry in json.loads((tmp_path / "builds.json").read_text())["builds"]] == seconds
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.endswith("MISSED")]
+    assert [line.split("  ")[0] for line in lines] == ["edited engine"]
+    for build in builds.BUILDS:
+        assert build.edited is None or (builds.ROOT / "csrc" / build.edited).is_file()
 
 
 def test_training_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,7 +73,10 @@ def test_too_old_nvcc_is_left_alone(no_cuda: pytest.MonkeyPatch, tmp_path: Path)
     assert _build.select_toolkit(default=True) is None
 
 
-@pytest.mark.parametrize(("choice", "default", "chosen"), [("0", True, False), ("1", False, True), ("", False, False)])
+@pytest.mark.parametrize(
+    ("choice", "default", "chosen"),
+    [("0", True, False), ("1", False, True), ("", False, False), ("auto", True, True), ("auto", False, False)],
+)
 def test_environment_overrides_cuda(
     no_cuda: pytest.MonkeyPatch, tmp_path: Path, choice: str, default: bool, chosen: bool
 ) -> None:
@@ -83,9 +86,9 @@ def test_environment_overrides_cuda(
     assert (_build.select_toolkit(default=default) is not None) == chosen
 
 
-def test_cuda_choice_must_be_zero_or_one(no_cuda: pytest.MonkeyPatch) -> None:
+def test_cuda_choice_is_checked(no_cuda: pytest.MonkeyPatch) -> None:
     no_cuda.setenv("UNFOLDCONV_CUDA", "yes")
-    with pytest.raises(BuildError, match="UNFOLDCONV_CUDA must be 0 or 1, but got 'yes'"):
+    with pytest.raises(BuildError, match="UNFOLDCONV_CUDA must be 0, 1 or auto, but got 'yes'"):
         _build.select_toolkit(default=True)
 
 

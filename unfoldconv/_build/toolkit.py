@@ -58,16 +58,16 @@ def select_toolkit(default: bool) -> Toolkit | None:
     """The toolkit to build with, or None for a build without CUDA code.
 
     Args:
-        default: Whether a toolkit that is there is used if the environment does not say. UNFOLDCONV_CUDA=0 says no
-            and UNFOLDCONV_CUDA=1 says yes.
+        default: Whether a toolkit that is there is used if the environment does not say. UNFOLDCONV_CUDA=0 says no,
+            UNFOLDCONV_CUDA=1 says yes, and UNFOLDCONV_CUDA=auto says nothing.
 
     Raises:
         BuildError: UNFOLDCONV_CUDA=1, and there is no usable toolkit.
     """
-    choice = os.environ.get("UNFOLDCONV_CUDA", "")
-    if choice not in ("", "0", "1"):
-        raise BuildError(f"UNFOLDCONV_CUDA must be 0 or 1, but got {choice!r}")
-    if choice == "0" or not (choice or default):
+    choice = os.environ.get("UNFOLDCONV_CUDA") or "auto"
+    if choice not in ("0", "1", "auto"):
+        raise BuildError(f"UNFOLDCONV_CUDA must be 0, 1 or auto, but got {choice!r}")
+    if choice == "0" or (choice == "auto" and not default):
         return None
     toolkit = find_toolkit()
     if toolkit is None and choice == "1":

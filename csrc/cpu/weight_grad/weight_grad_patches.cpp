@@ -70,7 +70,6 @@ struct Buffers {
 template <class Terms, int Rank>
 void pack_grads(const Terms& terms, const WeightSums<Rank>& problem, const PositionPiece<Rank>* pieces, int count,
                 bool line, int64_t group, int64_t row, int64_t lanes, int64_t width, typename Terms::T* to) {
-  using T = typename Terms::T;
   using From = typename Terms::From;
   const PlaneLayout<Rank>& layout = problem.grad_output.layout;
   const int64_t step = layout.axis_stride[Rank - 1];
