@@ -97,6 +97,15 @@ def test_an_engine_or_a_family_can_be_forced(name: str) -> None:
                 assert found <= {row, "columns"}
 
 
+def test_phases_are_no_first_layer() -> None:
+    """Though their correlations have few channels, and here each has a single output."""
+    case = make_case("few_channels", 2, in_channels=16, out_channels=3, input_size=(16, 24), **PADDED)
+    with forced("stem"):
+        for answers, engine in considered("conv_transpose", case, torch.float32):
+            assert engine == "columns"
+            assert "phases" in answers["stem"]
+
+
 @each_case
 @each_pass
 def test_no_engine_depends_on_the_batch(name: str, case: Case) -> None:

@@ -4,9 +4,9 @@
 //   t = tap + k * tap_step
 //
 // Forward, the phases are the residues of the result modulo the dilation, and advance is the stride. Backward (the
-// input gradient), they are the residues modulo stride and dilation, each with those taps alone that reach it, turned
-// round; advance is 1. So no product is with a zero that a stride or a dilation leaves, and no sum needs to know which
-// of the two it is. (phases.h does the same on the host, for one phase at a time.)
+// input gradient), they are the residues modulo stride and dilation, each with those taps alone that reach it, in
+// reverse order; advance is 1. So no product is with a zero that a stride or a dilation leaves, and no sum needs to
+// know which of the two it is. (phases.h does the same on the host, for one phase at a time.)
 #pragma once
 
 #include <algorithm>

@@ -19,8 +19,8 @@ namespace unfoldconv::cuda {
 template <class Index>
 constexpr int kBoxBatch = sizeof(Index) == 4 ? 4 : 1;
 
-// How a box of some size is copied. In shared memory the places along the fast axis adjoin, then those along the slow
-// ones, the first of which is z.
+// How a box of some size is copied. In shared memory the places along the fast axis are contiguous; those along the
+// slow ones follow, the first of which is z.
 struct BoxPlan {
   int planes, length, lines;  // lines of a plane
   int fast, slow;             // axes: the one of the lines, and the faster of the two others
@@ -62,8 +62,8 @@ struct BoxTensor {
            size[fast] % 2 == 0;
   }
 
-  // What it costs more to move elements that do not adjoin: memory is moved in sectors of 32 bytes, and half of one is
-  // reckoned to be used by another block before it is gone.
+  // What it costs more to move elements that are not neighbours: memory is moved in sectors of 32 bytes, and half of
+  // one is reckoned to be used by another block before it is gone.
   double sector_penalty(int64_t planes, const int64_t (&places)[3]) const {
     const int fast = fast_axis(places);
     const double run = along_planes(planes, places) ? planes : static_cast<double>(places[fast]) / step[fast];

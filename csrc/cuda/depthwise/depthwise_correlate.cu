@@ -99,7 +99,7 @@ Plan make_plan(const DirectCorrelation& problem) {
   double best_cost = 0;
   const auto consider = [&](DirectTile tile, int64_t outputs_at_once, int64_t inputs_at_once) {
     tile.outputs = outputs_at_once, tile.inputs = inputs_at_once;
-    if (tile.units > 1 && (tile.outputs < outputs || tile.inputs < inputs)) return;  // their planes do not adjoin
+    if (tile.units > 1 && (tile.outputs < outputs || tile.inputs < inputs)) return;  // their planes lie apart
     const Extent extent(best.of, tile);
     if (extent.threads > kThreads || extent.shared_bytes(bytes) > kSharedBytes) return;
     const int64_t counts[] = {batch,

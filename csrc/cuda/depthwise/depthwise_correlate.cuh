@@ -48,7 +48,7 @@ struct Problem {
   Index groups, outputs, inputs;
 };
 
-// Some numbers that adjoin in shared memory, as wide as it gives them at once.
+// Neighbours in shared memory, as wide as it gives them at once.
 template <class A>
 struct alignas(16) Four {
   A value[4];

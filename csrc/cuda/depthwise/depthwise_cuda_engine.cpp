@@ -16,10 +16,10 @@ constexpr const char* kWhy = "few channels per group: matrix products would be m
 
 const char* decline(ScalarType dtype, const Geometry<3>& geometry, int64_t groups, int64_t inputs, int64_t outputs) {
   if (!cuda::has_float_kernels(dtype)) return cuda::kNoFloatKernels;
-  if (inputs * outputs == 0) return "groups without channels fall through to the columns engine";
+  if (inputs == 0 || outputs == 0) return "groups without channels fall through to the columns engine";
   if (!cuda::direct_suits(groups, inputs, outputs))
     return "groups of more than 8 channels are better multiplied as matrices";
-  if (geometry.tap_numel() * geometry.position_numel() * geometry.image_numel() == 0)
+  if (geometry.tap_numel() == 0 || geometry.position_numel() == 0 || geometry.image_numel() == 0)
     return "empty windows and images fall through to the columns engine";
   return nullptr;
 }

@@ -106,7 +106,7 @@ Plan make_plan(const DirectWeightSums& problem, int64_t workspace_limit) {
   double best_cost = 0;
   const auto consider = [&](DirectTile tile, int64_t outputs_at_once, int64_t inputs_at_once) {
     tile.outputs = outputs_at_once, tile.inputs = inputs_at_once;
-    if (tile.units > 1 && (tile.outputs < outputs || tile.inputs < inputs)) return;  // their planes do not adjoin
+    if (tile.units > 1 && (tile.outputs < outputs || tile.inputs < inputs)) return;  // their planes lie apart
     const Extent extent(best, tile);
     if (extent.shared_bytes(best.taps, bytes) > kSharedBytes) return;
     const int64_t jobs[] = {ceil_div(groups, tile.units), ceil_div(outputs, tile.outputs),

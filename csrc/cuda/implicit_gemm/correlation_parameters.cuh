@@ -50,7 +50,7 @@ struct CorrelationParameters {
 
   int64_t output_image_stride, output_group_stride, output_row_stride, output_axis_stride[3], variant_stride[3];
   Divider<int> rows_of_variant;
-  bool rows_adjoin, output_pieces;
+  bool rows_innermost, output_pieces;
 
   Accumulator<T>* sums;  // put aside
 
@@ -72,7 +72,7 @@ struct CorrelationParameters {
         output_group_stride(problem.output_layout.stride[1]),
         output_row_stride(problem.output_layout.stride[2]),
         rows_of_variant(problem.output_layout.count[2]),
-        rows_adjoin(problem.rows_adjoin),
+        rows_innermost(problem.rows_innermost),
         output_pieces(problem.output_pieces),
         sums(static_cast<Accumulator<T>*>(problem.sums)),
         groups(problem.groups),

@@ -1,6 +1,6 @@
 // The other way in which rows of an operand lie in a slot (gemm_tile.cuh): all rows at one place of the depth, then all
-// at the next one. Loaders bring them like that, in whole pieces, where neighbouring rows adjoin in memory; only what a
-// warp reads of them is turned.
+// at the next one. Loaders bring them like that, in whole pieces, where rows are neighbours in memory; only what a warp
+// reads of them is transposed.
 //
 //   slot   [depth, rows] of a chunk, kRowBytes / sizeof(T) deep
 #pragma once

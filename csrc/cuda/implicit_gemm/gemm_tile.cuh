@@ -45,7 +45,7 @@ __device__ __forceinline__ int piece_offset(int row, int piece) {
 }
 
 // How the rows of an operand lie in a slot, and how a warp reads those from its first one on: here one row after the
-// other, as loaders bring them where neighbouring terms adjoin. depth_major.cuh has the other way.
+// other, as loaders bring them where terms are neighbours in memory. depth_major.cuh has the other way.
 template <class T, int Rows>
 class RowMajor {
  public:

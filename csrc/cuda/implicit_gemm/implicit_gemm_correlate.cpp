@@ -106,7 +106,7 @@ class LaunchCutter {
     added.rows = rows;
     if (!in_place_) added.weight = {packed_bytes / size_, rows * row_elements(phase), row_elements(phase)};
     packed_bytes += gemm.groups * rows * row_bytes(phase);
-    if (gemm.rows_adjoin) gemm.output_pieces &= first_row % piece_ == 0 && rows % piece_ == 0;
+    if (gemm.rows_innermost) gemm.output_pieces &= first_row % piece_ == 0 && rows % piece_ == 0;
   }
 
   // Of a packed row of weights.
@@ -136,7 +136,7 @@ cuda::GemmCorrelation common_of(const GemmProblem& problem) {
   std::copy(problem.dilation, problem.dilation + 3, gemm.dilation);
   std::copy(problem.output_variant_stride, problem.output_variant_stride + 3, gemm.variant_stride);
   gemm.image_pieces = channels_in_pieces(image, gemm.size);
-  gemm.rows_adjoin = planes_are_nearer(problem.output);
+  gemm.rows_innermost = planes_innermost(problem.output);
   gemm.output_pieces = problem.output_pieces;
   return gemm;
 }
@@ -248,8 +248,8 @@ const char* plan_implicit_gemm(const Correlation<3>& problem, const Call&, JobSl
   phase.weight = {0, weight.layout.stride[0], weight.layout.stride[1]};
   phase.rows = problem.rows();
   phase.segments = 1;
-  const bool pieces = planes_are_nearer(output) ? channels_in_pieces(output, geometry.positions)
-                                                : positions_in_pieces(output, geometry.positions);
+  const bool pieces = planes_innermost(output) ? channels_in_pieces(output, geometry.positions)
+                                               : positions_in_pieces(output, geometry.positions);
   GemmProblem result{problem.image, weight, output, {}, {}, {}, {}, {}, pieces, {phase}, problem.bias};
   std::copy(geometry.image, geometry.image + 3, result.size);
   std::copy(geometry.stride, geometry.stride + 3, result.stride);
@@ -298,8 +298,8 @@ const char* plan_implicit_gemm(const InputGrad<3>& problem, const Call&, JobSlot
   std::stable_sort(phases.begin(), phases.end(),
                    [](const auto& a, const auto& b) { return a.tap_numel() > b.tap_numel(); });
   const bool whole = phases.size() == 1 && phases[0].variants() == 1;
-  result.output_pieces = planes_are_nearer(output) ? channels_in_pieces(problem.grad_input, geometry.image)
-                                                   : whole && positions_in_pieces(output, phases[0].positions);
+  result.output_pieces = planes_innermost(output) ? channels_in_pieces(problem.grad_input, geometry.image)
+                                                  : whole && positions_in_pieces(output, phases[0].positions);
   return plan(result, slot);
 }
 

@@ -54,8 +54,8 @@ struct GemmCorrelation {
   void* output;                  // where the first group begins
   PlaneLayout<3> output_layout;  // (batch, group, row of a variant), with the strides of positions
   int64_t variant_stride[3];
-  bool rows_adjoin;    // whether neighbouring rows are nearer in memory than neighbouring positions
-  bool output_pieces;  // whether what adjoins comes in whole pieces
+  bool rows_innermost;  // whether neighbouring rows are nearer in memory than neighbouring positions
+  bool output_pieces;   // whether what is innermost comes in whole pieces
 
   const void* bias;  // a number for each group and row of a variant, from the first group on; or null
 

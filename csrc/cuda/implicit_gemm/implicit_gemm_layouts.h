@@ -54,7 +54,7 @@ inline bool is_pointwise(const Geometry<3>& geometry) {
 }
 
 // Whether neighbouring planes are nearer in memory than neighbouring positions.
-inline bool planes_are_nearer(const Planes<3>& planes) {
+inline bool planes_innermost(const Planes<3>& planes) {
   return std::abs(planes.layout.stride[2]) < std::abs(planes.layout.axis_stride[2]);
 }
 
@@ -69,7 +69,7 @@ inline bool positions_in_pieces(const Planes<3>& planes, const int64_t (&size)[3
 // Along what planes of positions are gathered, of which `whole` ones are read as they lie.
 inline cuda::Gather gather_of(const Planes<3>& planes, const int64_t (&size)[3], bool whole) {
   if (whole && positions_in_pieces(planes, size)) return cuda::Gather::pieces;
-  return planes_are_nearer(planes) ? cuda::Gather::rows : cuda::Gather::positions;
+  return planes_innermost(planes) ? cuda::Gather::rows : cuda::Gather::positions;
 }
 
 // Whether index arithmetic of 32 bits reaches every element of an image from every position, with room for what lies

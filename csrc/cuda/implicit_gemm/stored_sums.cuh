@@ -46,8 +46,8 @@ __device__ __forceinline__ void add_aside(Accumulator<T>* sums, int64_t slot, Wa
 
 constexpr int64_t kNowhere = std::numeric_limits<int64_t>::min();  // the offset of what is not there
 
-// A block's sum on its way to memory, kRows rows at a time: shared memory turns what lanes hold into runs of whatever
-// adjoins in the output, positions or rows.
+// A block's sum on its way to memory, kRows rows at a time: shared memory transposes what lanes hold into runs along
+// the innermost axis of the output, positions or rows.
 template <class T, class Shape>
 struct Staging {
   static constexpr int kRows = std::min(Shape::kN, 64);
@@ -59,24 +59,24 @@ struct Staging {
   int64_t position_offset[Shape::kM], row_offset[kRows];
   Accumulator<T> bias[kRows];
 
-  __device__ __forceinline__ unsigned char* element(bool rows_adjoin, int position, int row) {
-    return rows_adjoin ? tile + position * kPositionPitch + row * static_cast<int>(sizeof(T))
-                       : tile + row * kRowPitch + position * static_cast<int>(sizeof(T));
+  __device__ __forceinline__ unsigned char* element(bool rows_innermost, int position, int row) {
+    return rows_innermost ? tile + position * kPositionPitch + row * static_cast<int>(sizeof(T))
+                          : tile + row * kRowPitch + position * static_cast<int>(sizeof(T));
   }
 
   // Writes Width elements at a time.
   template <int Width>
-  __device__ __forceinline__ void store(bool rows_adjoin, T* output) {
+  __device__ __forceinline__ void store(bool rows_innermost, T* output) {
     struct alignas(Width * sizeof(T)) Run {
       T value[Width];
     };
-    const int runs = (rows_adjoin ? kRows : Shape::kM) / Width;
-    for (int item = threadIdx.x; item < (rows_adjoin ? Shape::kM : kRows) * runs; item += Shape::kThreads) {
+    const int runs = (rows_innermost ? kRows : Shape::kM) / Width;
+    for (int item = threadIdx.x; item < (rows_innermost ? Shape::kM : kRows) * runs; item += Shape::kThreads) {
       const int along = item % runs * Width, across = item / runs;
-      const int position = rows_adjoin ? across : along, row = rows_adjoin ? along : across;
+      const int position = rows_innermost ? across : along, row = rows_innermost ? along : across;
       if (position_offset[position] == kNowhere || row_offset[row] == kNowhere) continue;
       *reinterpret_cast<Run*>(output + position_offset[position] + row_offset[row]) =
-          *reinterpret_cast<const Run*>(element(rows_adjoin, position, row));
+          *reinterpret_cast<const Run*>(element(rows_innermost, position, row));
     }
   }
 };
@@ -125,7 +125,7 @@ __device__ __forceinline__ void store_sum(const CorrelationParameters<T>& p, int
           const Accumulator<T> bias = staging.bias[row];
 #pragma unroll
           for (int i = 0; i < Shape::kWarpM / 8; ++i)
-            *reinterpret_cast<T*>(staging.element(p.rows_adjoin, warp_position + 8 * i + lane_group, row)) =
+            *reinterpret_cast<T*>(staging.element(p.rows_innermost, warp_position + 8 * i + lane_group, row)) =
                 convert<T>(sum[i][j][e] + bias);
         }
       }
@@ -133,9 +133,9 @@ __device__ __forceinline__ void store_sum(const CorrelationParameters<T>& p, int
     __syncthreads();  // the tile is written
     T* const output = p.output + group * p.output_group_stride + phase.output_offset;
     if (p.output_pieces) {
-      staging.template store<Piece<T>::kCount>(p.rows_adjoin, output);
+      staging.template store<Piece<T>::kCount>(p.rows_innermost, output);
     } else {
-      staging.template store<1>(p.rows_adjoin, output);
+      staging.template store<1>(p.rows_innermost, output);
     }
     __syncthreads();  // the tile and the tables are read
   }

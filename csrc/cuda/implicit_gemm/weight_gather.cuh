@@ -1,5 +1,5 @@
-// The operands of weight_gemm.cuh whatever adjoins in them: row after row in shared memory, gathered element by element
-// along what lies closer together in memory, or, where positions adjoin in both memory and the product, in pieces.
+// The operands of weight_gemm.cuh however they lie in memory: row after row in shared memory, gathered element by
+// element along their innermost axis, or, where positions are contiguous in both memory and the product, in pieces.
 #pragma once
 
 #include "cuda/implicit_gemm/weight_parameters.cuh"

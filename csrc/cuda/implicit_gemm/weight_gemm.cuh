@@ -10,8 +10,8 @@
 //
 // The depth of the product is the positions of all images, one after the other. A block owns the sums of kM terms and
 // kN rows of one group over one range of the depth, a split; every element is written by one thread. Where there is
-// more than one split, a second kernel adds them up in order. How the operands come to shared memory depends on what
-// adjoins in them: weight_pieces.cuh and weight_gather.cuh.
+// more than one split, a second kernel adds them up in order. How the operands come to shared memory depends on which
+// axis of them is contiguous: weight_pieces.cuh and weight_gather.cuh.
 #pragma once
 
 #include "cuda/implicit_gemm/weight_gather.cuh"

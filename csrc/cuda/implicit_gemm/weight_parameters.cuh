@@ -43,8 +43,8 @@ struct WeightParameters {
   int64_t grad_image_stride, grad_group_stride, grad_row_stride, grad_axis_stride[3];
   Gather image_gather, grad_gather;
 
-  bool channels_adjoin;  // in the order of terms, or else taps do, as in grad_weight
-  Divider<int> inner;    // splits a term into an index of what adjoins and one of the other
+  bool channels_innermost;  // in the order of terms, or else taps do, as in grad_weight
+  Divider<int> inner;       // splits a term into an index of what is innermost and one of the other
   int terms, channels, taps, rows;
   int64_t group_count;
 
@@ -69,8 +69,8 @@ struct WeightParameters {
         grad_row_stride(problem.grad_layout.stride[2]),
         image_gather(problem.image_gather),
         grad_gather(problem.grad_gather),
-        channels_adjoin(problem.pieces || problem.image_gather == Gather::rows),
-        inner(channels_adjoin ? problem.image_layout.count[2] : problem.geometry.tap_numel()),
+        channels_innermost(problem.pieces || problem.image_gather == Gather::rows),
+        inner(channels_innermost ? problem.image_layout.count[2] : problem.geometry.tap_numel()),
         terms(problem.image_layout.count[2] * problem.geometry.tap_numel()),
         channels(problem.image_layout.count[2]),
         taps(problem.geometry.tap_numel()),
@@ -150,8 +150,8 @@ struct WeightParameters {
     int channel, tap;
   };
   __device__ __forceinline__ ChannelAndTap channel_and_tap(int term) const {
-    const int adjoining = inner.divide(term);
-    return channels_adjoin ? ChannelAndTap{adjoining, term} : ChannelAndTap{term, adjoining};
+    const int innermost = inner.divide(term);
+    return channels_innermost ? ChannelAndTap{innermost, term} : ChannelAndTap{term, innermost};
   }
 };
 

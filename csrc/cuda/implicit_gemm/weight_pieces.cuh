@@ -1,5 +1,5 @@
-// The operands of weight_gemm.cuh where channels and rows adjoin in memory as whole pieces (channels_last): the pieces
-// of a position go to shared memory as they lie, and the product turns them (depth_major.cuh).
+// The operands of weight_gemm.cuh where channels and rows are contiguous, in whole pieces (channels_last): the pieces
+// of a position go to shared memory as they lie, and the product transposes them (depth_major.cuh).
 //
 // A warp copies its own positions of a chunk, and each of its lanes always the same piece of them: what it knows of its
 // term stays in registers.

@@ -41,18 +41,18 @@ struct Operand {
 };
 
 // Carries the chunks of one tile to shared memory, one after the other, with zeros beyond the matrix. Neighbouring
-// threads read what adjoins in memory.
+// threads read neighbours in memory.
 template <class T>
 class TileLoader {
  public:
   __device__ __forceinline__ TileLoader(const Operand<T>& operand, int64_t batch, int64_t first)
       : chunk_stride_(kDepth * operand.depth_stride) {
-    const bool depth_adjoins = operand.depth_stride < operand.side_stride;
+    const bool depth_innermost = operand.depth_stride < operand.side_stride;
     const int thread = threadIdx.x;
-    at_ = depth_adjoins ? thread / kDepth : thread % kSide;
-    depth_ = depth_adjoins ? thread % kDepth : thread / kSide;
-    at_step_ = depth_adjoins ? kThreads / kDepth : 0;
-    depth_step_ = depth_adjoins ? 0 : kThreads / kSide;
+    at_ = depth_innermost ? thread / kDepth : thread % kSide;
+    depth_ = depth_innermost ? thread % kDepth : thread / kSide;
+    at_step_ = depth_innermost ? kThreads / kDepth : 0;
+    depth_step_ = depth_innermost ? 0 : kThreads / kSide;
     stride_ = at_step_ * operand.side_stride + depth_step_ * operand.depth_stride;
     count_ = static_cast<int>(min(operand.side - first, int64_t{kSide}));
     next_ = operand.data + batch * operand.batch_stride + (first + at_) * operand.side_stride +

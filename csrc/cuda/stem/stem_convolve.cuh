@@ -171,9 +171,9 @@ __device__ __forceinline__ void store_tile(const ConvolveParameters& p, const St
                                            int first_row, const T* __restrict__ bias, T* output, T* staging) {
   constexpr int part_rows = StemStaging<T>::kPart;
   const int warp = threadIdx.x / 32, group = threadIdx.x % 32 / 4, pair = threadIdx.x % 4 * 2;
-  const bool adjoin = p.output.rows_adjoin;
-  const int position_step = adjoin ? StemRows::pitch<T>(part_rows) : 1;
-  const int row_step = adjoin ? 1 : StemRows::pitch<T>(kStemPositions);
+  const bool rows_innermost = p.output.rows_innermost;
+  const int position_step = rows_innermost ? StemRows::pitch<T>(part_rows) : 1;
+  const int row_step = rows_innermost ? 1 : StemRows::pitch<T>(kStemPositions);
   const int rows = min(p.tile_rows, p.rows - first_row);
 #pragma unroll
   for (int part = 0; part < kStemRows<T>; part += part_rows) {
@@ -196,7 +196,7 @@ __device__ __forceinline__ void store_tile(const ConvolveParameters& p, const St
       struct alignas(Width * sizeof(T)) Run {
         T value[Width];
       };
-      for_each_of_rows<Width, T, part_rows, kStemPositions>(adjoin, [&](int row, int position, int index) {
+      for_each_of_rows<Width, T, part_rows, kStemPositions>(rows_innermost, [&](int row, int position, int index) {
         if (part + row >= rows || place[position] < 0) return;
         *reinterpret_cast<Run*>(output + place[position] + int64_t{part + row} * p.output.row_stride) =
             *reinterpret_cast<const Run*>(staging + index);

@@ -21,9 +21,9 @@ const char* decline(const Problem& problem) {
   if (!cuda::has_float_kernels(problem.image.dtype)) return cuda::kNoFloatKernels;
   if (problem.groups() != 1) return "there are several groups of channels";
   if (problem.channels() > cuda::kMostStemChannels) return "more than 4 channels fill pieces of 16 bytes";
-  if (problem.channels() * problem.rows() == 0) return "empty operands fall through to the columns engine";
+  if (problem.channels() == 0 || problem.rows() == 0) return "empty operands fall through to the columns engine";
   const Geometry<3>& geometry = problem.geometry;
-  if (geometry.tap_numel() * geometry.position_numel() * geometry.image_numel() == 0)
+  if (geometry.tap_numel() == 0 || geometry.position_numel() == 0 || geometry.image_numel() == 0)
     return "empty windows and images fall through to the columns engine";
   return nullptr;
 }

@@ -21,8 +21,8 @@ struct StemProblem {
   int64_t most_positions, most_terms;  // of a tile and of a chunk
 };
 
-// Whether the elements of an image come in pieces: of which the neighbours along `inner` adjoin, if its beginning is at
-// an address that allows it.
+// Whether the elements of an image come in pieces of neighbours along `inner`, if its beginning is at an address that
+// allows it.
 struct StemStride {
   int64_t size, stride;
 };
@@ -142,7 +142,7 @@ inline void finish_tiling(StemTiling& tiling, int64_t batch) {
 }
 
 // Whether neighbouring rows are nearer in memory than neighbouring positions.
-inline bool rows_adjoin_in(const PlaneLayout<3>& layout) { return layout.stride[2] < layout.axis_stride[2]; }
+inline bool rows_innermost_in(const PlaneLayout<3>& layout) { return layout.stride[2] < layout.axis_stride[2]; }
 
 // The rows of a result, which are in pieces only if every tile is.
 inline StemRows make_rows(const StemProblem& problem, const StemTiling& tiling) {
@@ -152,10 +152,10 @@ inline StemRows make_rows(const StemProblem& problem, const StemTiling& tiling) 
   StemRows rows;
   rows.batch_stride = stride[0], rows.row_stride = static_cast<int>(stride[2]);
   for (int i = 0; i < 3; ++i) rows.axis_stride[i] = static_cast<int>(axis[i]);
-  rows.rows_adjoin = rows_adjoin_in(problem.result.layout);
-  const StemStride inner = rows.rows_adjoin ? StemStride{count[2], stride[2]} : StemStride{positions[2], axis[2]};
+  rows.rows_innermost = rows_innermost_in(problem.result.layout);
+  const StemStride inner = rows.rows_innermost ? StemStride{count[2], stride[2]} : StemStride{positions[2], axis[2]};
   rows.pieces = in_pieces(piece, inner, {{positions[0], axis[0]}, {positions[1], axis[1]}});
-  if (rows.rows_adjoin)
+  if (rows.rows_innermost)
     rows.pieces &= positions[2] == 1 || axis[2] % piece == 0;
   else
     rows.pieces &= tiling.tile[2] % piece == 0 && (count[2] == 1 || stride[2] % piece == 0);

@@ -199,7 +199,7 @@ __device__ __forceinline__ void arrive() {
 struct StemRows {
   int64_t batch_stride;
   int row_stride, axis_stride[3];
-  bool rows_adjoin, pieces;  // whether what adjoins comes in whole pieces
+  bool rows_innermost, pieces;  // whether what is innermost comes in whole pieces
 
   template <class T>
   __device__ __forceinline__ static constexpr int pitch(int length) {
@@ -209,15 +209,15 @@ struct StemRows {
 
 // Calls move(row, position, index in shared memory) for all parts of a tile, Width elements at a time.
 template <int Width, class T, int Rows, int Positions, class F>
-__device__ __forceinline__ void for_each_of_rows(bool rows_adjoin, F&& move) {
+__device__ __forceinline__ void for_each_of_rows(bool rows_innermost, F&& move) {
   static_assert(std::has_single_bit(unsigned{Rows}) && std::has_single_bit(unsigned{Positions}));
   constexpr int log2_rows = std::bit_width(unsigned{Rows / Width}) - 1;
   constexpr int log2_positions = std::bit_width(unsigned{Positions / Width}) - 1;
-  const int log2 = rows_adjoin ? log2_rows : log2_positions;
-  const int pitch = StemRows::pitch<T>(rows_adjoin ? Rows : Positions);
+  const int log2 = rows_innermost ? log2_rows : log2_positions;
+  const int pitch = StemRows::pitch<T>(rows_innermost ? Rows : Positions);
   for (int item = threadIdx.x; item < Rows * Positions / Width; item += kStemThreads) {
     const int along = (item & ((1 << log2) - 1)) * Width, across = item >> log2;
-    move(rows_adjoin ? along : across, rows_adjoin ? across : along, across * pitch + along);
+    move(rows_innermost ? along : across, rows_innermost ? across : along, across * pitch + along);
   }
 }
 

@@ -12,12 +12,12 @@ struct Layout {
 int term_warps_of(int64_t terms) { return terms <= kWarpTerms ? 1 : terms <= 2 * kWarpTerms ? 2 : kStemWarps; }
 
 template <class T>
-Layout layout_of(const StemTiling& tiling, bool rows_adjoin) {
+Layout layout_of(const StemTiling& tiling, bool rows_innermost) {
   constexpr int64_t by_position = kStemDepth<T> * StemRows::pitch<T>(kStemRows<T>);
   constexpr int64_t by_row = kStemRows<T> * StemRows::pitch<T>(kStemDepth<T>);
   Layout result;
   result.gradient_at = 2 * kStemDepth<T> * sizeof(int);
-  result.box_at = result.gradient_at + (rows_adjoin ? by_position : by_row) * int64_t{sizeof(T)};
+  result.box_at = result.gradient_at + (rows_innermost ? by_position : by_row) * int64_t{sizeof(T)};
   const int64_t box = int64_t{tiling.lines} * tiling.pitch * sizeof(T);
   const int warps = term_warps_of(tiling.chunk_terms);
   const int64_t sums = warps < kStemWarps ? int64_t{sizeof(WeightSum<T>)} * 32 * warps : 0;
@@ -37,10 +37,10 @@ Plan make_plan(const StemWeightSums& problem, int64_t workspace_limit) {
   WeightSumParameters& p = plan.parameters;
   const auto& layout = problem.gradient.layout;
   const int64_t rows = layout.count[2];
-  const bool rows_adjoin = rows_adjoin_in(layout);
+  const bool rows_innermost = rows_innermost_in(layout);
   const StemCut cut = cut_stem(
       {problem.dtype, problem.geometry, problem.image, problem.gradient, kStemDepth<T>, kStemWarps * kWarpTerms},
-      [&](const StemTiling& tiling) { return layout_of<T>(tiling, rows_adjoin).bytes <= kSharedBytes; });
+      [&](const StemTiling& tiling) { return layout_of<T>(tiling, rows_innermost).bytes <= kSharedBytes; });
   if (!cut.fits) return plan;
   p.tiling = cut.tiling, p.gradient = cut.rows;
   finish_tiling(p.tiling, layout.count[0]);
@@ -55,7 +55,7 @@ Plan make_plan(const StemWeightSums& problem, int64_t workspace_limit) {
       {ceil_div(blocks_that_fill_a_gpu, jobs), workspace_limit / split_bytes, p.tiling.tile_count, most_splits});
   p.splits = std::max<int64_t>(p.splits, 1);
   p.jobs = jobs * p.splits;
-  const Layout shared = layout_of<T>(p.tiling, rows_adjoin);
+  const Layout shared = layout_of<T>(p.tiling, rows_innermost);
   p.gradient_at = static_cast<int>(shared.gradient_at), p.box_at = static_cast<int>(shared.box_at);
   plan.fits = true;
   plan.positions = p.tiling.tile_positions(), plan.rows = tile_rows;

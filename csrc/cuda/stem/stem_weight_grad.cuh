@@ -160,7 +160,7 @@ __device__ __forceinline__ void load_gradient(const WeightSumParameters& p, cons
                                               const int* plane_offset, int rows, T* copy) {
   const auto move = [&]<int Width>() {
     for_each_of_rows<Width, T, kStemRows<T>, kStemDepth<T>>(
-        p.gradient.rows_adjoin, [&](int row, int position, int index) {
+        p.gradient.rows_innermost, [&](int row, int position, int index) {
           const int offset = plane_offset[position];
           const bool there = row < rows && offset >= 0;
           const T* const from = begin + offset + int64_t{row} * p.gradient.row_stride;
@@ -201,9 +201,9 @@ __global__ void __launch_bounds__(kStemThreads, (kOwnTerms<T, Tf32> ? 2 : 3))
       const int term = warp_term + gathered_term<T, Tf32>(j, e);
       offset[j][e] = term < tiling.chunk_terms ? tiling.offset_of(tiling.term_at(term)) : 0;
     }
-  const bool adjoin = p.gradient.rows_adjoin;
-  const int row_step = adjoin ? 1 : StemRows::pitch<T>(kStemDepth<T>);
-  const int position_step = adjoin ? StemRows::pitch<T>(kStemRows<T>) : 1;
+  const bool rows_innermost = p.gradient.rows_innermost;
+  const int row_step = rows_innermost ? 1 : StemRows::pitch<T>(kStemDepth<T>);
+  const int position_step = rows_innermost ? StemRows::pitch<T>(kStemRows<T>) : 1;
   const int used = tiling.tile_positions(), steps = (used + step - 1) / step;
 
   for_each_tile(p.jobs, [&](int64_t job) {
