@@ -20,7 +20,7 @@ QUICK := $(addprefix tests/,ops nn $(patsubst %,cpu/test_%.py,engines depthwise 
 help:
 	@echo 'setup   make $(VENV) with torch, the tools and this package in place'
 	@echo 'test    run every test'
-	@echo 'test-quick  run those of values and derivatives, in two minutes'
+	@echo 'test-quick  run those of values and derivatives'
 	@echo 'lint    check style and types'
 	@echo 'format  rewrite the sources in the house style'
 	@echo 'wheel   build dist/*.whl'
